@@ -1,0 +1,304 @@
+"""Every option of the two scripts: dataclasses on top of `TrainingArguments`; command line over YAML over defaults."""
+
+import dataclasses
+import difflib
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from acoustic.console import UserError
+from acoustic.models import OBJECTIVES
+from acoustic.models.contrastive import NEGATIVES_FROM
+from acoustic.tasks import TASKS
+
+
+def option(default, help: str, **kwargs):
+    return field(default=default, metadata={"help": help.replace("%", "%%"), **kwargs})
+
+
+def mapping(key: str, value: str | None) -> dict:
+    """A JSON object given as a string (what a YAML mapping becomes on its way through the command line)."""
+    try:
+        result = json.loads(value) if value else {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{key}: not a JSON object ({error.msg}): {value}") from None
+    if not isinstance(result, dict):
+        raise UserError(f"{key}: a mapping is needed, not {value}")
+    return result
+
+
+@dataclass
+class ModelArguments:
+    """Model"""
+
+    model_name_or_path: str | None = option(
+        None, "checkpoint to start from: a folder or a Hub id; pretraining without one starts from random weights"
+    )
+    model_revision: str | None = option(None, "branch, tag or commit of a Hub checkpoint")
+    config_overrides: str | None = option(
+        None, "values of the model's config to change: a mapping in YAML, a JSON object on the command line"
+    )
+
+    def __post_init__(self):
+        self.config_overrides = mapping("config_overrides", self.config_overrides)
+
+
+@dataclass
+class DataArguments:
+    """Audio"""
+
+    dataset_name: str | None = option(None, "folder, glob, manifest (csv, tsv, jsonl, parquet) or Hub id of the audio")
+    dataset_config_name: str | None = option(None, "configuration of a Hub data set")
+    train_split_name: str = option("train", "split to train on: a subfolder or manifest of the folder, or a Hub split")
+    eval_split_name: str | None = option(None, "split to evaluate on while training; without one a part is held out")
+    audio_column_name: str = option("audio", "column that holds the audio, or its path in a manifest")
+    streaming: bool = option(False, "read Hub data sets as a stream, without downloading them first")
+    max_duration_in_seconds: float = option(15.6, "longest window, in seconds (15.6 s: the paper's 250,000 samples)")
+    min_duration_in_seconds: float = option(1.0, "recordings shorter than this are skipped, in seconds")
+    batch_seconds: float | None = option(
+        None, "audio in one micro-batch on one device, in seconds; default 87.5 (the paper's) on a GPU, 20 on a CPU"
+    )
+    validation_split_percentage: float = option(
+        5.0, "percent of the recordings that is held out, by a hash of their names, where no eval_split_name is given"
+    )
+
+    def __post_init__(self):
+        if not self.dataset_name:
+            raise UserError("dataset_name: which audio? Give a folder, a glob, a manifest or a Hub id")
+        if self.min_duration_in_seconds < 0.1:
+            raise UserError("min_duration_in_seconds: at least 0.1 s, or there is hardly a frame to predict")
+        if self.max_duration_in_seconds < 2 * self.min_duration_in_seconds:
+            raise UserError(
+                f"max_duration_in_seconds ({self.max_duration_in_seconds:g}) must be at least twice min_duration_in_seconds "
+                f"({self.min_duration_in_seconds:g}), so that long recordings can be cut without dropping a rest"
+            )
+        if self.batch_seconds is not None and self.batch_seconds < self.max_duration_in_seconds:
+            raise UserError(
+                f"batch_seconds ({self.batch_seconds:g}) holds no window of max_duration_in_seconds "
+                f"({self.max_duration_in_seconds:g}); raise the first or lower the second"
+            )
+        if not 0 <= self.validation_split_percentage < 100:
+            raise UserError("validation_split_percentage: a percentage from 0 to below 100")
+
+
+@dataclass
+class LabeledDataArguments(DataArguments):
+    """Audio and labels"""
+
+    test_split_name: list[str] = field(
+        default_factory=list, metadata={"help": "splits to report at the end; they never choose a checkpoint"}
+    )
+    text_column_name: str = option("text", "column of the transcripts (ctc)")
+    label_column_name: str | None = option(
+        None, "column of the classes (classification); without one, folder-per-class gives them"
+    )
+    labels_per_class: int | None = option(
+        None, "train on so many clips of each class only, drawn by the seed (classification)"
+    )
+    validation_split_percentage: float = option(0.0, "percent of the training recordings held out to choose a checkpoint")
+    max_duration_in_seconds: float = option(
+        20.0, "longest clip, in seconds: a classification clip is cropped to it, a longer transcript's clip is skipped"
+    )
+    min_duration_in_seconds: float = option(0.1, "recordings shorter than this are skipped, in seconds")
+
+
+@dataclass
+class RunArguments(TrainingArguments):
+    """What both scripts change in transformers' `TrainingArguments`, and what they add."""
+
+    overwrite_output_dir: bool = option(False, "write into an output_dir that already holds a run's checkpoints")
+    adam_beta2: float = option(0.98, "Adam's second-moment decay rate")
+    logging_steps: float = option(10, "log every so many updates")
+    logging_first_step: bool = option(True, "log the first update too")
+    logging_nan_inf_filter: bool = option(False, "hide non-finite losses from the log (costs a device sync per step)")
+    eval_strategy: str = option("steps", "no | steps")
+    save_total_limit: int | None = option(2, "checkpoints to keep")
+    dataloader_num_workers: int = option(2, "processes that decode audio, per device; 0 decodes in the training process")
+    remove_unused_columns: bool = option(False, "unused here: batches hold what the model takes")
+    max_steps: int = option(-1, "optimizer updates; overrides num_train_epochs")
+
+    def __post_init__(self):
+        self.explicit: set[str] = getattr(self, "explicit", set())
+        if not self.output_dir:
+            raise UserError("output_dir: where should the model go? Give a folder")
+        if self.eval_strategy == "epoch" or self.save_strategy == "epoch":
+            raise UserError("eval_strategy and save_strategy: 'steps' or 'no'; the audio stream has no end of an epoch")
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError) as error:
+            raise UserError(str(error)) from None
+
+
+@dataclass
+class PretrainingArguments(RunArguments):
+    """Pretraining"""
+
+    objective: str = option("wav2vec2", "pretraining system", choices=tuple(OBJECTIVES))
+    mask_time_prob: float = option(0.65, "sum of span lengths over frames, before overlaps; 0.65 masks about 48 %")
+    mask_time_length: int = option(10, "length of a masked span, in frames (20 ms each in wav2vec 2.0)")
+    negatives_from: str = option(
+        "masked",
+        "negatives: other masked frames of the same window ('masked'), or of all windows of the batch ('batch': for "
+        "steady sounds, whose frames are all alike within a recording)",
+        choices=NEGATIVES_FROM,
+    )
+    gumbel_temperature_start: float = option(2.0, "Gumbel softmax temperature at the first update")
+    gumbel_temperature_floor: float = option(0.5, "Gumbel softmax temperature at the end of its decay")
+    gumbel_temperature_decay: float = option(0.999995, "factor on the temperature per optimizer update")
+    max_eval_seconds: float = option(600.0, "held-out audio used in an evaluation, in seconds")
+    learning_rate: float = option(5e-4, "peak learning rate")
+    warmup_steps: float = option(0.08, "updates of linear warmup; below 1, a share of all updates (paper: 32k of 400k)")
+    weight_decay: float = option(0.01, "AdamW's weight decay")
+    adam_epsilon: float = option(1e-6, "Adam's epsilon")
+    eval_steps: float | None = option(500, "evaluate every so many updates")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.mask_time_prob < 1:
+            raise UserError("mask_time_prob: between 0 and 1; without masked frames there is nothing to predict")
+        if self.mask_time_length < 1:
+            raise UserError("mask_time_length: at least one frame")
+        if self.gumbel_temperature_floor > self.gumbel_temperature_start:
+            raise UserError("gumbel_temperature_floor: not above gumbel_temperature_start")
+
+
+@dataclass
+class FinetuningArguments(RunArguments):
+    """Fine-tuning"""
+
+    task: str = option("classification", "what the labels are", choices=tuple(TASKS))
+    freeze_feature_encoder: bool = option(True, "never train the conv encoder")
+    freeze_encoder_steps: int | None = option(
+        None, "updates in which only the new head is trained; default by the amount of labels, see tasks/defaults.py"
+    )
+    random_weights: bool = option(
+        False, "take the architecture of model_name_or_path with random weights, all of it trained: the control"
+    )
+    # The few-label defaults of the wav2vec 2.0 paper's fine-tuning; tasks/defaults.py scales the rest by the labels.
+    learning_rate: float = option(5e-5, "peak learning rate")
+    lr_scheduler_type: str = option(
+        "tri_stage", "'tri_stage' (10 % warmup, 40 % hold, 50 % exponential decay) or any of transformers'"
+    )
+    eval_steps: float | None = option(200, "evaluate every so many updates")
+    save_steps: float = option(200, "save a checkpoint every so many updates")
+
+    def __post_init__(self):
+        # transformers only knows its own schedules by name; ours is made by the trainer.
+        self.tri_stage = self.lr_scheduler_type == "tri_stage"
+        if self.tri_stage:
+            self.lr_scheduler_type = "constant"
+        super().__post_init__()
+
+
+PRETRAIN = (ModelArguments, DataArguments, PretrainingArguments)
+FINETUNE = (ModelArguments, LabeledDataArguments, FinetuningArguments)
+
+# Options of TrainingArguments that would do nothing here, and what to use instead.
+REPLACED = {
+    "per_device_train_batch_size": "batches are sized in seconds: use batch_seconds",
+    "per_device_eval_batch_size": "batches are sized in seconds: use batch_seconds",
+    "auto_find_batch_size": "batches are sized in seconds: use batch_seconds",
+    "train_sampling_strategy": "batches are always bucketed by length",
+    "label_smoothing_factor": "the losses here take none",
+}
+
+
+class Parser(HfArgumentParser):
+    """argparse over the dataclasses; its errors are `UserError`s, and the groups of --help are our own."""
+
+    def error(self, message: str):
+        raise UserError(message.replace("argument --", "option ").split("/--")[0] + tail(message))
+
+    def _add_dataclass_arguments(self, dtype):
+        before = len(self._actions)
+        super()._add_dataclass_arguments(dtype)
+        own = {name for cls in dtype.__mro__ if cls.__module__ == __name__ for name in cls.__annotations__}
+        title = dtype.__doc__.splitlines()[0]
+        ours, theirs = self.add_argument_group(title), self.add_argument_group(f"{title}: transformers.TrainingArguments")
+        for action in self._actions[before:]:
+            (ours if action.dest.removeprefix("no_") in own else theirs)._group_actions.append(action)
+        self._optionals._group_actions = self._optionals._group_actions[:1]
+
+
+def tail(message: str) -> str:
+    """What argparse said after the option's many spellings."""
+    return ": " + message.split(": ", 1)[1] if "/--" in message and ": " in message else ""
+
+
+def parse(dataclasses_: tuple, argv: list[str] | None = None) -> tuple:
+    """`[recipe.yaml] [--key value ...]` -> one instance of each dataclass.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one), a value of the wrong type, an impossible combination.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = Parser(dataclasses_, allow_abbrev=False, usage="%(prog)s [recipe.yaml] [--key value ...]")
+    known = {name[2:] for name in parser._option_string_actions if name.startswith("--")}
+    tokens = []
+    if argv and not argv[0].startswith("-"):
+        tokens = read_recipe(argv.pop(0), known)
+    for token in argv:
+        if token.startswith("--") and token not in ("--help",):
+            check_known(token[2:].split("=")[0].replace("-", "_"), known, "command line")
+    explicit = {token[2:].split("=")[0].replace("-", "_") for token in [*tokens, *argv] if token.startswith("--")}
+    for key in sorted(explicit & set(REPLACED)):
+        raise UserError(f"{key}: {REPLACED[key]}")
+    namespace, rest = parser.parse_known_args(tokens + argv)
+    if rest:
+        raise UserError(f"{rest[0]!r} is no option; write --key value (a recipe.yaml comes first)")
+    parsed = []
+    for cls in dataclasses_:
+        values = {f.name: getattr(namespace, f.name) for f in dataclasses.fields(cls) if f.init}
+        parsed.append(cls(**values))
+    parsed[-1].explicit = explicit
+    return tuple(parsed)
+
+
+def check_known(key: str, known: set[str], where: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(key, sorted(known), n=1)
+        raise UserError(f"unknown option {key!r} ({where})" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def read_recipe(path: str, known: set[str]) -> list[str]:
+    """A YAML recipe as command-line tokens, so that both go through the same checks and the later one wins."""
+    if not os.path.isfile(path):
+        raise UserError(f"there is no recipe {path!r}")
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path}: a recipe is a mapping of options to values")
+    tokens = []
+    for key, value in recipe.items():
+        check_known(str(key), known, path)
+        if value is None:
+            raise UserError(f"{key} has no value in {path}; leave the line out for the default")
+        if isinstance(value, dict):
+            tokens += [f"--{key}", json.dumps(value)]
+        elif isinstance(value, list):
+            tokens += [f"--{key}", *map(str, value)]
+        else:
+            tokens += [f"--{key}={value}"]
+    return tokens
+
+
+def parse_pretraining(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, PretrainingArguments]:
+    return parse(PRETRAIN, argv)
+
+
+def parse_finetuning(argv: list[str] | None = None) -> tuple[ModelArguments, LabeledDataArguments, FinetuningArguments]:
+    model_args, data_args, training_args = parse(FINETUNE, argv)
+    if model_args.model_name_or_path is None:
+        raise UserError("model_name_or_path: which pretrained model? Give a folder or a Hub id")
+    if data_args.labels_per_class is not None and training_args.task != "classification":
+        raise UserError(f"labels_per_class: task {training_args.task} has no classes")
+    return model_args, data_args, training_args
+
+

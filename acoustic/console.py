@@ -1,0 +1,32 @@
+"""What the scripts say. The user's mistakes end a run with one line that says what, where and what to do; they never show a traceback."""
+
+import contextlib
+import os
+import sys
+
+
+class UserError(ValueError):
+    """Something that the user can mend. Its message is the whole of what is shown, on one line."""
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Print a `UserError` as one line on rank 0 and leave with exit code 2 on every rank."""
+    try:
+        yield
+    except UserError as error:
+        if is_main_process():
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """One line for a person to read, once however many processes run; a name that isn't UTF-8 is shown escaped."""
+    if is_main_process():
+        print(text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)

@@ -1,0 +1,80 @@
+"""What a run leaves behind for people and programs: run.json, data_report.json, all_results.json."""
+
+import json
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "accelerate", "soundfile")
+MAX_LISTED = 1000
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_run(output_dir: str, args, notes: list[str], wall_seconds: float) -> None:
+    """run.json: what would be needed to run this again, and what it ran on. No token, no absolute path."""
+    hidden = re.compile("token|password|secret", re.IGNORECASE)
+    settings = {key: getattr(args, key) for key in sorted(args.explicit) if hasattr(args, key) and not hidden.search(key)}
+    content = {
+        "command": command_line(),
+        "commit": commit(),
+        "seed": args.seed,
+        "processes": args.world_size,
+        "settings": settings,
+        "notes": notes,
+        "wall_seconds": round(wall_seconds, 1),
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+    }
+    write_json(Path(output_dir, "run.json"), content)
+
+
+def command_line() -> str:
+    """The command as typed, a token's value left out."""
+    words, hide = [], False
+    for word in [Path(sys.argv[0]).name, *sys.argv[1:]]:
+        words.append("***" if hide else re.sub(r"(?i)(token=).*", r"\1***", word))
+        hide = word.lstrip("-").replace("-", "_").endswith("token")
+    return shlex.join(words)
+
+
+def commit() -> str | None:
+    here = Path(__file__).parent
+    result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    return result.stdout.strip() or None
+
+
+def hardware() -> dict:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"processor": processor(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def write_data_report(output_dir: str, sources: dict[str, str], hours_seen: float, skipped: dict[str, str]) -> None:
+    """data_report.json: what was used, and each recording that was not, with its reason (the first 1,000 by name)."""
+    content = {
+        "sources": sources,
+        "hours_seen": round(hours_seen, 4),
+        "skipped": len(skipped),
+        "skipped_by_reason": dict(Counter(re.sub(r"[\d.]+", "#", reason) for reason in skipped.values()).most_common(50)),
+        "skipped_recordings": dict(sorted(skipped.items())[:MAX_LISTED]),
+    }
+    write_json(Path(output_dir, "data_report.json"), content)

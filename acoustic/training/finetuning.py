@@ -1,0 +1,54 @@
+"""What is computed on a fine-tuning batch: the task's loss and predictions, and the encoder's freezing by updates."""
+
+import torch
+
+MODEL_INPUTS = ("input_values", "attention_mask", "labels")
+
+
+class FinetuningStep:
+    """
+    Args:
+        task: one of `acoustic.tasks`; says what a target is and what the outputs mean.
+        freeze_encoder_steps: updates in which only the head is trained.
+    """
+
+    sum_names = ("loss", "targets")
+
+    def __init__(self, model, task, freeze_encoder_steps: int):
+        self.task, self.freeze_encoder_steps = task, freeze_encoder_steps
+        # Decided now, so that what is frozen for good (the conv encoder) stays so when the rest is released.
+        self.encoder = [p for p in model.base_model.parameters() if p.requires_grad]
+        self.frozen = False
+
+    def add_targets(self, batch: dict, seed: tuple[int, ...]) -> None:
+        """Labels are part of the batch."""
+
+    def count_targets(self, batch: dict) -> int:
+        return self.task.count_targets(batch["labels"])
+
+    def before_forward(self, model, update: int) -> None:
+        frozen = update < self.freeze_encoder_steps
+        if frozen != self.frozen:
+            for parameter in self.encoder:
+                parameter.requires_grad_(not frozen)
+            self.frozen = frozen
+
+    def forward(self, model, batch: dict):
+        return model(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
+
+    def sums(self, outputs, batch: dict) -> tuple[torch.Tensor, dict]:
+        count = self.task.count_targets(batch["labels"])
+        loss = self.task.summed_loss(outputs.loss, count)
+        return loss, {"loss": loss.detach(), "targets": count}
+
+    def means(self, totals: dict[str, float]) -> dict[str, float]:
+        return {"loss": totals["loss"] / max(totals["targets"], 1.0)}
+
+    def log_values(self, update: int) -> dict[str, float]:
+        return {"encoder_frozen": float(self.frozen)}
+
+    def collect(self, outputs, batch: dict) -> list:
+        return self.task.predictions(outputs.logits, batch)
+
+    def metrics(self, collected: list) -> dict[str, float]:
+        return self.task.metrics(collected)

@@ -1,0 +1,29 @@
+"""Where a run goes on from, and the care that no run is overwritten by mistake."""
+
+from pathlib import Path
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from acoustic.console import UserError, say
+
+
+def find_checkpoint(args) -> str | None:
+    """The checkpoint to resume from: `true` means the newest in output_dir.
+
+    Raises:
+        UserError: there is none to resume from, or output_dir holds a run that would be overwritten.
+    """
+    wanted = args.resume_from_checkpoint
+    newest = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    if wanted is None or str(wanted).lower() == "false":
+        if newest and not args.overwrite_output_dir:
+            raise UserError(
+                f"output_dir: {args.output_dir!r} already holds {Path(newest).name}; add --resume_from_checkpoint true to "
+                "continue it, --overwrite_output_dir true to write over it, or give another output_dir"
+            )
+        return None
+    checkpoint = newest if str(wanted).lower() == "true" else wanted
+    if checkpoint is None or not Path(checkpoint, "trainer_state.json").is_file():
+        raise UserError(f"resume_from_checkpoint: no checkpoint in {checkpoint or args.output_dir!r}")
+    say(f"resuming from {checkpoint}")
+    return checkpoint

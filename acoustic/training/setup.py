@@ -1,0 +1,125 @@
+"""What both scripts do before they train and after: seeds, quiet libraries, derived settings, saving."""
+
+import logging
+import math
+import os
+import time
+import warnings
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from transformers.trainer_utils import IntervalStrategy
+
+from acoustic.console import UserError, is_main_process, say
+from acoustic.data.batches import BatchStream
+from acoustic.data.headers import Skip, read_header
+from acoustic.data.sources import IndexedRows, unit_hash
+from acoustic.data.survey import Survey
+
+CPU_BATCH_SECONDS, GPU_BATCH_SECONDS = 20.0, 87.5
+
+
+def start(args) -> float:
+    """Seed everything, quiet the libraries, make the output folder. Returns the time for `wall_seconds`."""
+    transformers.set_seed(args.seed)
+    transformers.logging.set_verbosity(args.get_process_log_level() if args.log_level != "passive" else logging.WARNING)
+    datasets.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    if not is_main_process():
+        args.disable_tqdm = True
+        datasets.disable_progress_bars()
+    try:
+        os.makedirs(args.output_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: can't make {args.output_dir!r}: {error.strerror}") from None
+    return time.perf_counter()
+
+
+def choose_batch_seconds(data_args, args) -> float:
+    """The given one, or the paper's 87.5 s (1.4 M samples) on a GPU and 20 s on a CPU; at least the longest window."""
+    chosen = data_args.batch_seconds
+    if chosen is None:
+        chosen = CPU_BATCH_SECONDS if args.device.type == "cpu" else GPU_BATCH_SECONDS
+        chosen = max(chosen, data_args.max_duration_in_seconds)
+    update = chosen * args.gradient_accumulation_steps * args.world_size
+    say(
+        f"update: up to {update:g} s of audio = {chosen:g} s in a batch x {args.gradient_accumulation_steps} accumulated "
+        f"x {args.world_size} processes on {args.device.type}"
+    )
+    return chosen
+
+
+def choose_max_steps(args, survey: Survey | None, batch_seconds: float) -> None:
+    """max_steps as given, or num_train_epochs over what the headers say."""
+    if args.max_steps > 0:
+        return
+    if survey is None:
+        raise UserError("max_steps: a stream's length is not known beforehand, so say how many updates to train")
+    per_update = batch_seconds * args.gradient_accumulation_steps * args.world_size
+    args.max_steps = max(math.ceil(args.num_train_epochs * survey.seconds / per_update), 1)
+    say(f"updates: {args.max_steps} = {args.num_train_epochs:g} epochs of {survey.seconds:.0f} s / {per_update:g} s an update")
+
+
+def choose_workers(args, survey: Survey | None) -> None:
+    """No more decoding workers than there are windows for them."""
+    if survey is None or not survey.complete:
+        return
+    if survey.windows < args.world_size:
+        raise UserError(f"dataset_name: {survey.windows} windows of audio for {args.world_size} processes; use fewer processes")
+    most = max(survey.windows // args.world_size, 1)
+    if most < args.dataloader_num_workers:
+        args.dataloader_num_workers = most if most > 1 else 0
+
+
+def make_stream(rows, plan, collate, args, *, rate: int, batch_seconds: float, train: bool) -> BatchStream:
+    """This process's share of the rows."""
+    return BatchStream(
+        rows,
+        plan,
+        collate,
+        rate=rate,
+        batch_seconds=batch_seconds,
+        train=train,
+        seed=args.seed,
+        rank=args.process_index,
+        world_size=args.world_size,
+    )
+
+
+def finish(trainer, processing_class) -> None:
+    """The model, its preprocessor and the history into output_dir, on one process."""
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        processing_class.save_pretrained(trainer.args.output_dir)
+        # TrainingArguments pickled: nothing here reads it, and a pickle is nothing to share.
+        for leftover in Path(trainer.args.output_dir).rglob("training_args.bin"):
+            leftover.unlink()
+
+
+def device_line() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+def without_evaluation(args):
+    args.eval_strategy = IntervalStrategy.NO
+    return args
+
+
+def limit_seconds(rows, plan, max_seconds: float):
+    """The first recordings, by the hash of their names, that together make `max_seconds`; a stream stays as it is."""
+    if not isinstance(rows, IndexedRows):
+        return rows
+    order = sorted(range(len(rows)), key=lambda index: unit_hash(rows[index]["name"]))
+    total, kept = 0.0, []
+    for index in order:
+        if total >= max_seconds:
+            break
+        try:
+            total += sum(window.seconds for window in plan(rows[index], read_header(rows[index]["audio"]), None))
+            kept.append(index)
+        except Skip:
+            continue
+    return rows.take(kept) if kept else None

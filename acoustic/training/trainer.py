@@ -1,0 +1,149 @@
+"""One Trainer for pretraining and fine-tuning: our stream instead of its loaders, and one division of the loss.
+
+The loss of an update is the sum over its targets (masked frames, tokens, clips) divided once by their number over all
+micro-batches and processes. Dividing per micro-batch would weigh the frames of a short batch more than those of a long
+one.
+"""
+
+import time
+from collections import defaultdict
+
+import torch
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+from transformers import Trainer
+
+from acoustic.data.batches import BatchStream, make_loader
+from acoustic.training.schedule import tri_stage
+
+
+class AcousticTrainer(Trainer):
+    """
+    Args:
+        step: what is computed on a batch: a `PretrainingStep` or a `FinetuningStep`.
+        train_dataset: an endless `BatchStream`.
+        eval_dataset: a finite `BatchStream`, or None.
+    """
+
+    def __init__(self, *args, step, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.step = step
+        # We scale the loss ourselves: no division by the accumulation steps is due.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self.sums: dict[str, torch.Tensor] = defaultdict(float)
+        self.skipped: dict[str, str] = {}
+        self.audio_seconds = self.wait_seconds = self.hours_seen = 0.0
+        self.last_log = time.perf_counter()
+
+    # ---- data
+
+    def get_train_dataloader(self):
+        return make_loader(self.train_dataset, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
+
+    def get_eval_dataloader(self, eval_dataset: BatchStream | None = None):
+        stream = eval_dataset if eval_dataset is not None else self.eval_dataset
+        return make_loader(stream, min(self.args.dataloader_num_workers, 1), self.args.dataloader_pin_memory)
+
+    def take_report(self, batch: dict) -> float | None:
+        """Remove what a batch says about itself. Returns its seconds of audio, None for a batch that only reports."""
+        self.skipped.update(batch.pop("skipped", []))
+        return batch.pop("audio_seconds", None)
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list, torch.Tensor]:
+        """The micro-batches of one update with their targets drawn, and the number of targets over all processes."""
+        batches, started = [], time.perf_counter()
+        while len(batches) < num_batches:
+            batch = next(epoch_iterator)
+            if seconds := self.take_report(batch):
+                self.audio_seconds += seconds
+                batches.append(batch)
+        self.wait_seconds += time.perf_counter() - started
+        for index, batch in enumerate(batches):
+            self.step.add_targets(batch, (self.args.seed, self.state.global_step, self.args.process_index, index))
+        count = torch.tensor(float(sum(self.step.count_targets(batch) for batch in batches)), device=device)
+        return batches, self.accelerator.reduce(count, "sum")
+
+    # ---- the step
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Sum of the loss over this micro-batch's targets / number of targets in the update."""
+        self.step.before_forward(self.model, self.state.global_step)
+        outputs = self.step.forward(model, inputs)
+        loss_sum, sums = self.step.sums(outputs, inputs)
+        for name, value in sums.items():
+            self.sums[name] += value
+        # DDP averages gradients over the processes, while their sum is wanted.
+        loss = loss_sum * (self.args.world_size / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.lr_scheduler is None and getattr(self.args, "tri_stage", False):
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, tri_stage(num_training_steps)
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    # ---- what is logged
+
+    def log(self, logs: dict, start_time: float | None = None) -> None:
+        if "loss" in logs and self.sums:
+            logs.update(self.step.means(self.reduce_sums(self.sums)))
+            logs.update(self.speed())
+            logs.update(self.step.log_values(self.state.global_step))
+            self.sums.clear()
+        super().log(logs, start_time)
+
+    def reduce_sums(self, sums: dict) -> dict[str, float]:
+        """Totals over all processes. Reading them is the one place that waits for the device, so only logging does."""
+        names = self.step.sum_names
+        values = torch.stack([torch.as_tensor(sums.get(name, 0.0)).double().cpu() for name in names])
+        totals = self.accelerator.reduce(values.to(self.args.device, torch.float32), "sum")
+        return dict(zip(names, totals.tolist()))
+
+    def speed(self) -> dict[str, float]:
+        """Audio per second of wall time over all processes, hours seen since the start, share of time spent waiting."""
+        elapsed = time.perf_counter() - self.last_log
+        audio = float(self.accelerator.reduce(torch.tensor(self.audio_seconds, device=self.args.device), "sum"))
+        self.hours_seen += audio / 3600
+        wait_fraction = min(self.wait_seconds / elapsed, 1.0)
+        self.audio_seconds = self.wait_seconds = 0.0
+        self.last_log = time.perf_counter()
+        return {
+            "audio_seconds_per_second": audio / elapsed,
+            "hours_seen": self.hours_seen,
+            "data_wait_fraction": wait_fraction,
+        }
+
+    # ---- evaluation
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Every process scores its own share; only sums and predictions are exchanged, so unequal shares do no harm."""
+        started = time.perf_counter()
+        training, model = self.model.training, self.model.eval()
+        sums: dict[str, torch.Tensor] = defaultdict(float)
+        collected: list = []
+        loader = self.get_eval_dataloader(eval_dataset)
+        for index, batch in enumerate(tqdm(loader, metric_key_prefix, leave=False, disable=self.args.disable_tqdm)):
+            if not self.take_report(batch):
+                continue
+            # The same masks at every evaluation, so that two of them compare.
+            self.step.add_targets(batch, (self.args.seed, 0, self.args.process_index, index))
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad(), self.accelerator.autocast():
+                outputs = self.step.forward(model, inputs)
+            for name, value in self.step.sums(outputs, inputs)[1].items():
+                sums[name] += value
+            collected += self.step.collect(outputs, inputs)
+        model.train(training)
+        metrics = {**self.step.means(self.reduce_sums(sums)), **self.step.metrics(self.gather(collected))}
+        metrics["runtime"] = time.perf_counter() - started
+        self.last_log += metrics["runtime"]
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def gather(self, collected: list) -> list:
+        return gather_object(collected) if self.args.world_size > 1 else collected

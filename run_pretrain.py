@@ -1,0 +1,79 @@
+"""Pretrain on unlabeled audio, from scratch or continued from a checkpoint.
+
+    python run_pretrain.py [recipe.yaml] [--key value ...]
+    accelerate launch run_pretrain.py recipes/demo/pretrain.yaml
+
+parse -> data -> model -> train -> report
+"""
+
+import time
+
+from acoustic.config import parse_pretraining
+from acoustic.console import one_line_errors, say
+from acoustic.data.collate import CropToShortest
+from acoustic.data.sources import hold_out, open_rows
+from acoustic.data.survey import survey
+from acoustic.data.windows import cover
+from acoustic.models import build_for_pretraining
+from acoustic.report import report_pretraining
+from acoustic.training import setup
+from acoustic.training.pretraining import PretrainingStep
+from acoustic.training.resume import find_checkpoint
+from acoustic.training.trainer import AcousticTrainer
+
+
+def main(argv: list[str] | None = None) -> dict:
+    model_args, data_args, args = parse_pretraining(argv)
+    started = setup.start(args)
+    checkpoint = find_checkpoint(args)
+
+    rows, held_out = open_unlabeled(data_args)
+    plan = cover(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
+    found = survey(rows, plan, count_all=args.max_steps <= 0, show_progress=args.process_index == 0)
+    say(f"audio: {found or 'a stream from ' + rows.description}")
+    batch_seconds = setup.choose_batch_seconds(data_args, args)
+    setup.choose_max_steps(args, found, batch_seconds)
+    setup.choose_workers(args, found)
+
+    model, feature_extractor, notes = build_for_pretraining(
+        args.objective, model_args.model_name_or_path, model_args.model_revision, model_args.config_overrides
+    )
+    for note in notes:
+        say(note)
+
+    stream = {"args": args, "rate": feature_extractor.sampling_rate, "batch_seconds": batch_seconds}
+    train_stream = setup.make_stream(rows, plan, CropToShortest(feature_extractor, random=True), train=True, **stream)
+    eval_stream = None
+    if held_out is not None and args.eval_strategy != "no":
+        held_out = setup.limit_seconds(held_out, plan, args.max_eval_seconds)
+        crop = CropToShortest(feature_extractor, random=False)
+        eval_stream = setup.make_stream(held_out, plan, crop, train=False, **stream)
+    trainer = AcousticTrainer(
+        model=model,
+        args=setup.without_evaluation(args) if eval_stream is None else args,
+        step=PretrainingStep(model, args),
+        train_dataset=train_stream,
+        eval_dataset=eval_stream,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    results = trainer.evaluate() if eval_stream is not None else {}
+    setup.finish(trainer, feature_extractor)
+    return report_pretraining(trainer, model_args, data_args, found, notes, results, time.perf_counter() - started)
+
+
+def open_unlabeled(data_args):
+    """(training rows, held-out rows or None): two splits where both are named, else a part by the names' hashes."""
+    shared = {
+        "dataset_config_name": data_args.dataset_config_name,
+        "audio_column": data_args.audio_column_name,
+        "streaming": data_args.streaming,
+    }
+    rows = open_rows(data_args.dataset_name, data_args.train_split_name, **shared)
+    if data_args.eval_split_name:
+        return rows, open_rows(data_args.dataset_name, data_args.eval_split_name, **shared)
+    return hold_out(rows, data_args.validation_split_percentage)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
