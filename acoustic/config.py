@@ -100,7 +100,9 @@ class LabeledDataArguments(DataArguments):
     labels_per_class: int | None = option(
         None, "train on so many clips of each class only, drawn by the seed (classification)"
     )
-    validation_split_percentage: float = option(0.0, "percent of the training recordings held out to choose a checkpoint")
+    validation_split_percentage: float = option(
+        0.0, "percent of the training recordings held out to choose a checkpoint"
+    )
     max_duration_in_seconds: float = option(
         20.0, "longest clip, in seconds: a classification clip is cropped to it, a longer transcript's clip is skipped"
     )
@@ -118,7 +120,9 @@ class RunArguments(TrainingArguments):
     logging_nan_inf_filter: bool = option(False, "hide non-finite losses from the log (costs a device sync per step)")
     eval_strategy: str = option("steps", "no | steps")
     save_total_limit: int | None = option(2, "checkpoints to keep")
-    dataloader_num_workers: int = option(2, "processes that decode audio, per device; 0 decodes in the training process")
+    dataloader_num_workers: int = option(
+        2, "processes that decode audio, per device; 0 decodes in the training process"
+    )
     remove_unused_columns: bool = option(False, "unused here: batches hold what the model takes")
     max_steps: int = option(-1, "optimizer updates; overrides num_train_epochs")
 
@@ -127,7 +131,9 @@ class RunArguments(TrainingArguments):
         if not self.output_dir:
             raise UserError("output_dir: where should the model go? Give a folder")
         if self.eval_strategy == "epoch" or self.save_strategy == "epoch":
-            raise UserError("eval_strategy and save_strategy: 'steps' or 'no'; the audio stream has no end of an epoch")
+            raise UserError(
+                "eval_strategy and save_strategy: 'steps' or 'no'; the audio stream has no end of an epoch"
+            )
         try:
             super().__post_init__()
         except (ValueError, TypeError) as error:
@@ -152,7 +158,9 @@ class PretrainingArguments(RunArguments):
     gumbel_temperature_decay: float = option(0.999995, "factor on the temperature per optimizer update")
     max_eval_seconds: float = option(600.0, "held-out audio used in an evaluation, in seconds")
     learning_rate: float = option(5e-4, "peak learning rate")
-    warmup_steps: float = option(0.08, "updates of linear warmup; below 1, a share of all updates (paper: 32k of 400k)")
+    warmup_steps: float = option(
+        0.08, "updates of linear warmup; below 1, a share of all updates (paper: 32k of 400k)"
+    )
     weight_decay: float = option(0.01, "AdamW's weight decay")
     adam_epsilon: float = option(1e-6, "Adam's epsilon")
     eval_steps: float | None = option(500, "evaluate every so many updates")
@@ -219,7 +227,10 @@ class Parser(HfArgumentParser):
         super()._add_dataclass_arguments(dtype)
         own = {name for cls in dtype.__mro__ if cls.__module__ == __name__ for name in cls.__annotations__}
         title = dtype.__doc__.splitlines()[0]
-        ours, theirs = self.add_argument_group(title), self.add_argument_group(f"{title}: transformers.TrainingArguments")
+        ours, theirs = (
+            self.add_argument_group(title),
+            self.add_argument_group(f"{title}: transformers.TrainingArguments"),
+        )
         for action in self._actions[before:]:
             (ours if action.dest.removeprefix("no_") in own else theirs)._group_actions.append(action)
         self._optionals._group_actions = self._optionals._group_actions[:1]
@@ -293,12 +304,12 @@ def parse_pretraining(argv: list[str] | None = None) -> tuple[ModelArguments, Da
     return parse(PRETRAIN, argv)
 
 
-def parse_finetuning(argv: list[str] | None = None) -> tuple[ModelArguments, LabeledDataArguments, FinetuningArguments]:
+def parse_finetuning(
+    argv: list[str] | None = None,
+) -> tuple[ModelArguments, LabeledDataArguments, FinetuningArguments]:
     model_args, data_args, training_args = parse(FINETUNE, argv)
     if model_args.model_name_or_path is None:
         raise UserError("model_name_or_path: which pretrained model? Give a folder or a Hub id")
     if data_args.labels_per_class is not None and training_args.task != "classification":
         raise UserError(f"labels_per_class: task {training_args.task} has no classes")
     return model_args, data_args, training_args
-
-

@@ -48,7 +48,8 @@ def check_overrides(config_class, overrides: dict) -> None:
         if key not in known:
             near = difflib.get_close_matches(key, sorted(known), n=1)
             raise UserError(
-                f"config_overrides: {config_class.__name__} has no {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                f"config_overrides: {config_class.__name__} has no {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
             )
 
 
@@ -99,7 +100,9 @@ def check_architecture(config) -> None:
     """What transformers would only find deep inside the model, or not at all."""
     lists = {key: len(getattr(config, key)) for key in ("conv_dim", "conv_kernel", "conv_stride")}
     if len(set(lists.values())) > 1:
-        raise UserError(f"config_overrides: conv_dim, conv_kernel and conv_stride differ in length: {json.dumps(lists)}")
+        raise UserError(
+            f"config_overrides: conv_dim, conv_kernel and conv_stride differ in length: {json.dumps(lists)}"
+        )
     if config.hidden_size % config.num_attention_heads:
         raise UserError(
             f"config_overrides: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "

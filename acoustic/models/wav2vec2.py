@@ -29,7 +29,13 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
     """
 
     def draw_targets(
-        self, input_values: torch.Tensor, generator: torch.Generator, *, mask_prob: float, mask_length: int, negatives_from: str
+        self,
+        input_values: torch.Tensor,
+        generator: torch.Generator,
+        *,
+        mask_prob: float,
+        mask_length: int,
+        negatives_from: str,
     ) -> dict:
         """Masked frames and negatives for a (batch, samples) input: the rest of what `forward` needs."""
         frames = int(self._get_feat_extract_output_lengths(input_values.shape[1]))

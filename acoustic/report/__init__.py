@@ -1,6 +1,122 @@
-"""What a run leaves behind besides its weights."""
+"""What a run leaves behind besides its weights: numbers, figures and a model card, all from what was measured."""
+
+from pathlib import Path
+
+from acoustic.console import say
+from acoustic.report import figures
+from acoustic.report.card import write_card
+from acoustic.report.record import write_data_report, write_json, write_run
+
+PRETRAINED_USE = """
+from transformers import AutoFeatureExtractor, AutoModel
+
+extractor, model = AutoFeatureExtractor.from_pretrained("."), AutoModel.from_pretrained(".")
+hidden = model(**extractor(waveform, sampling_rate={rate}, return_tensors="pt")).last_hidden_state
+"""
+PIPELINE_USE = """
+from transformers import pipeline
+
+print(pipeline("{pipeline}", model=".")("recording.wav"))
+"""
+PIPELINES = {"classification": "audio-classification", "ctc": "automatic-speech-recognition"}
 
 
-def report_pretraining(trainer, model_args, data_args, found, notes, results, wall):
-    print(results)
+def report_pretraining(trainer, model_args, data_args, survey, notes, results, wall_seconds: float) -> dict:
+    """Write everything that a pretraining run leaves beside its weights; returns all_results.json's content."""
+    output_dir, history, config = trainer.args.output_dir, trainer.state.log_history, trainer.model.config
+    skipped = collect_skipped(trainer, survey)
+    results = {**last_training(history), **results, "hours_seen": trainer.hours_seen, "wall_seconds": wall_seconds}
+    if not trainer.is_world_process_zero():
+        return results
+    write_common(trainer, (model_args, data_args), notes, results, skipped, wall_seconds)
+    curve = figures.pretraining_curves(
+        output_dir,
+        history,
+        num_negatives=config.num_negatives,
+        num_codes=config.num_codevector_groups * config.num_codevectors_per_group,
+    )
+    write_card(
+        output_dir,
+        kind=f"{trainer.args.objective} pretrained on {data_args.dataset_name}",
+        metadata={"library_name": "transformers", "tags": ["audio", "pretraining", trainer.args.objective]},
+        facts=[*notes, *training_facts(trainer, survey, skipped, wall_seconds)],
+        results=numbers(results, ("eval_contrastive_loss", "eval_accuracy", "eval_code_perplexity", "hours_seen")),
+        figures=[curve],
+        usage=PRETRAINED_USE.format(rate=trainer.train_dataset.rate),
+    )
+    say_where(output_dir, results, ("eval_contrastive_loss", "eval_accuracy", "eval_code_perplexity"))
     return results
+
+
+def report_finetuning(
+    trainer, task, model_args, data_args, survey, notes, results, tested: dict[str, list], wall_seconds: float
+) -> dict:
+    """The same for fine-tuning: predictions_{split}.json and the task's figures as well."""
+    output_dir, history = trainer.args.output_dir, trainer.state.log_history
+    skipped = collect_skipped(trainer, survey)
+    results = {**last_training(history), **results, "wall_seconds": wall_seconds}
+    if not trainer.is_world_process_zero():
+        return results
+    write_common(trainer, (model_args, data_args), notes, results, skipped, wall_seconds)
+    drawn = [figures.finetuning_curves(output_dir, history, task.best_metric)]
+    for split, collected in tested.items():
+        write_json(Path(output_dir, f"predictions_{split}.json"), {"predictions": task.readable(collected)})
+        drawn += task.figures(output_dir, split, collected, figures)
+    name = trainer.args.task
+    write_card(
+        output_dir,
+        kind=f"{name} fine-tuned from {model_args.model_name_or_path}",
+        metadata={"library_name": "transformers", "pipeline_tag": PIPELINES[name], "tags": ["audio"]},
+        facts=[*task.notes(), *notes, *training_facts(trainer, survey, skipped, wall_seconds)],
+        results=numbers(results, tuple(results)),
+        figures=drawn,
+        usage=PIPELINE_USE.format(pipeline=PIPELINES[name]),
+    )
+    say_where(output_dir, results, tuple(f"{split}_{metric}" for split in tested for metric in task.shown_metrics))
+    return results
+
+
+def write_common(trainer, other_args: tuple, notes, results, skipped, wall_seconds: float) -> None:
+    output_dir = trainer.args.output_dir
+    Path(output_dir, "figures").mkdir(exist_ok=True)
+    write_run(output_dir, trainer.args, other_args, notes, wall_seconds)
+    write_data_report(output_dir, {"train": trainer.train_dataset.rows.description}, trainer.hours_seen, skipped)
+    write_json(Path(output_dir, "all_results.json"), results)
+
+
+def collect_skipped(trainer, survey) -> dict[str, str]:
+    """What the headers ruled out and what failed while decoding, over all processes."""
+    skipped = dict(survey.skipped) if survey else {}
+    for name, reason in trainer.gather(list(trainer.skipped.items())):
+        skipped[name] = reason
+    if skipped:
+        say(f"skipped: {len(skipped)} recordings, listed with their reasons in data_report.json")
+    return skipped
+
+
+def last_training(history: list[dict]) -> dict[str, float]:
+    """The last logged values of training."""
+    logged = [entry for entry in history if "loss" in entry]
+    return (
+        {f"train_{key}": value for key, value in logged[-1].items() if key not in ("step", "epoch")} if logged else {}
+    )
+
+
+def training_facts(trainer, survey, skipped: dict, wall_seconds: float) -> list[str]:
+    facts = [f"data: {survey}" if survey else f"data: a stream, {trainer.train_dataset.rows.description}"]
+    if skipped:
+        facts.append(f"skipped: {len(skipped)} recordings (data_report.json says which and why)")
+    facts.append(
+        f"training: {trainer.state.global_step} updates, {trainer.hours_seen:.2f} h of audio seen, "
+        f"{wall_seconds / 60:.1f} min on {trainer.args.world_size} process(es)"
+    )
+    return facts
+
+
+def numbers(results: dict, names: tuple[str, ...]) -> dict[str, float]:
+    return {name: results[name] for name in names if isinstance(results.get(name), (int, float))}
+
+
+def say_where(output_dir: str, results: dict, names: tuple[str, ...]) -> None:
+    shown = ", ".join(f"{name} {results[name]:.4g}" for name in names if name in results)
+    say(f"done: {output_dir}" + (f" ({shown})" if shown else ""))

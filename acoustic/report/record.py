@@ -24,16 +24,17 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def write_run(output_dir: str, args, notes: list[str], wall_seconds: float) -> None:
-    """run.json: what would be needed to run this again, and what it ran on. No token, no absolute path."""
-    hidden = re.compile("token|password|secret", re.IGNORECASE)
-    settings = {key: getattr(args, key) for key in sorted(args.explicit) if hasattr(args, key) and not hidden.search(key)}
+def write_run(output_dir: str, args, others: tuple, notes: list[str], wall_seconds: float) -> None:
+    """run.json: the command, every setting that was given (by recipe or command line), and what it ran on. No token."""
+    settings = {}
+    for group in (*others, args):
+        settings |= {key: value for key, value in vars(group).items() if key in args.explicit and "token" not in key}
     content = {
         "command": command_line(),
         "commit": commit(),
         "seed": args.seed,
         "processes": args.world_size,
-        "settings": settings,
+        "settings": dict(sorted(settings.items())),
         "notes": notes,
         "wall_seconds": round(wall_seconds, 1),
         "hardware": hardware(),
@@ -74,7 +75,9 @@ def write_data_report(output_dir: str, sources: dict[str, str], hours_seen: floa
         "sources": sources,
         "hours_seen": round(hours_seen, 4),
         "skipped": len(skipped),
-        "skipped_by_reason": dict(Counter(re.sub(r"[\d.]+", "#", reason) for reason in skipped.values()).most_common(50)),
+        "skipped_by_reason": dict(
+            Counter(re.sub(r"[\d.]+", "#", reason) for reason in skipped.values()).most_common(50)
+        ),
         "skipped_recordings": dict(sorted(skipped.items())[:MAX_LISTED]),
     }
     write_json(Path(output_dir, "data_report.json"), content)

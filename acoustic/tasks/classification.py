@@ -9,10 +9,10 @@ import torch
 import transformers
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
+from acoustic.console import UserError
 from acoustic.data.headers import Skip
 from acoustic.data.sources import IndexedRows, Rows
 from acoustic.data.windows import Plan, crop
-from acoustic.console import UserError
 from acoustic.tasks.base import build_with_head, masking_overrides, name_some
 
 
@@ -24,7 +24,9 @@ class ClassificationScores(evaluate.Metric):
             description="Accuracy and unweighted mean of the classes' F1.",
             citation="",
             inputs_description="predictions, references: class ids",
-            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+            features=datasets.Features(
+                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+            ),
         )
 
     def _compute(self, predictions, references):
@@ -41,6 +43,7 @@ class Classification:
 
     auto_class = transformers.AutoModelForAudioClassification
     best_metric, greater_is_better = "accuracy", True
+    shown_metrics = ("accuracy", "macro_f1")
     label_kind = "label"
 
     def __init__(self, rows: Rows, data_args):
@@ -56,10 +59,12 @@ class Classification:
                 "column that holds them"
             )
         if len(self.counts) == 1:
-            raise UserError(f"{rows.description} has a single class, {next(iter(self.counts))!r}; there is nothing to tell apart")
+            raise UserError(
+                f"{rows.description} has a single class, {next(iter(self.counts))!r}; there is nothing to tell apart"
+            )
         self.classes = sorted(self.counts)
         self.ids = {name: index for index, name in enumerate(self.classes)}
-        self.unseen: Counter = Counter()
+        self.last: list[dict] = []
 
     def notes(self) -> list[str]:
         counts = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items())[:20])
@@ -83,7 +88,7 @@ class Classification:
             if len(available) < labels_per_class:
                 raise UserError(f"labels_per_class: {labels_per_class} asked for, {name!r} has {len(available)} clips")
             chosen += generator.permutation(available)[:labels_per_class].tolist()
-        self.counts = Counter({name: labels_per_class for name in self.classes})
+        self.counts = Counter(dict.fromkeys(self.classes, labels_per_class))
         return rows.take(sorted(chosen))
 
     def build(self, model_args, random_weights: bool, labeled_seconds: float | None):
@@ -98,7 +103,7 @@ class Classification:
     def processing_class(self, feature_extractor):
         return feature_extractor
 
-    def plan(self, data_args, train: bool, model=None) -> Plan:
+    def plan(self, data_args, frames, train: bool) -> Plan:
         """One crop of each clip; a clip without a label, or of a class that training never saw, is skipped by name."""
         inner = crop(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds, random=train)
 
@@ -133,13 +138,25 @@ class Classification:
         if not collected:
             return {}
         return ClassificationScores(keep_in_memory=True).compute(
-            predictions=[item["prediction"] for item in collected], references=[item["reference"] for item in collected]
+            predictions=[item["prediction"] for item in collected],
+            references=[item["reference"] for item in collected],
         )
 
-    def confusion(self, collected: list[dict]) -> np.ndarray:
-        """(classes, classes) counts: rows are the true class, columns the predicted one."""
-        return confusion_matrix(
+    def readable(self, collected: list[dict]) -> list[dict]:
+        """Class names for numbers; the surest mistakes first."""
+        named = [
+            {**item, "prediction": self.classes[item["prediction"]], "reference": self.classes[item["reference"]]}
+            for item in collected
+        ]
+        return sorted(named, key=lambda item: (item["prediction"] == item["reference"], -item["score"]))
+
+    def figures(self, output_dir: str, split: str, collected: list[dict], figures) -> list:
+        """The confusion matrix of one test split: rows are the true class, columns the predicted one."""
+        if not collected:
+            return []
+        counts = confusion_matrix(
             [item["reference"] for item in collected],
             [item["prediction"] for item in collected],
             labels=range(len(self.classes)),
         )
+        return [figures.confusion(output_dir, split, counts, self.classes)]

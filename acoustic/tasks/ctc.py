@@ -4,6 +4,7 @@ import json
 import tempfile
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -12,10 +13,10 @@ import jiwer
 import torch
 import transformers
 
-from acoustic.data.headers import Header, Skip
+from acoustic.console import UserError
+from acoustic.data.headers import Skip
 from acoustic.data.sources import Rows
 from acoustic.data.windows import Plan, whole
-from acoustic.console import UserError
 from acoustic.tasks.base import build_with_head, masking_overrides
 from acoustic.tasks.defaults import few_label_settings
 
@@ -30,7 +31,9 @@ class ErrorRates(evaluate.Metric):
             description="(substitutions + deletions + insertions) / reference words, or characters.",
             citation="",
             inputs_description="predictions, references: texts",
-            features=datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")}),
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
         )
 
     def _compute(self, predictions, references):
@@ -52,6 +55,7 @@ class CTC:
 
     auto_class = transformers.AutoModelForCTC
     best_metric, greater_is_better = "wer", False
+    shown_metrics = ("wer", "cer")
     label_kind = "text"
 
     def __init__(self, rows: Rows, data_args):
@@ -64,12 +68,14 @@ class CTC:
         self.empty = sum(not text for text in texts)
         self.characters = Counter("".join(texts))
         if not self.characters:
-            raise UserError(f"text_column_name: {rows.description} has no text in its column {data_args.text_column_name!r}")
+            raise UserError(
+                f"text_column_name: {rows.description} has no text in its column {data_args.text_column_name!r}"
+            )
         self.num_texts, self.num_words = len(texts) - self.empty, sum(len(text.split()) for text in texts)
         alphabet = sorted(char for char in self.characters if char != " ")
         self.vocabulary = {token: index for index, token in enumerate([PAD, UNKNOWN, WORD_DELIMITER, *alphabet])}
         self.tokenizer = make_tokenizer(self.vocabulary)
-        self.blank_only = False
+        self.last: list[dict] = []
 
     def notes(self) -> list[str]:
         alphabet = "".join(list(self.vocabulary)[3:])
@@ -103,7 +109,7 @@ class CTC:
     def processing_class(self, feature_extractor):
         return transformers.Wav2Vec2Processor(feature_extractor=feature_extractor, tokenizer=self.tokenizer)
 
-    def plan(self, data_args, train: bool, model=None) -> Plan:
+    def plan(self, data_args, frames: Callable[[float], int], train: bool) -> Plan:
         """Whole clips. Skipped by name: no transcript, or in training one that has more characters than frames allow."""
         inner = whole(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
 
@@ -111,8 +117,8 @@ class CTC:
             text = normalize(row["text"])
             if not text:
                 raise Skip("empty transcript")
-            if train and model is not None:
-                refuse_too_long(text, header, model, data_args.rate)
+            if train:
+                refuse_too_long(text, frames(header.seconds))
             return inner(row, header, generator)
 
         return plan
@@ -146,14 +152,21 @@ class CTC:
         )
         return {**rates, "empty_fraction": blank}
 
+    def readable(self, collected: list[dict]) -> list[dict]:
+        """The worst utterances first, each with its word error rate."""
+        scored = [{**item, "wer": jiwer.wer(item["reference"], item["prediction"])} for item in collected]
+        return sorted(scored, key=lambda item: -item["wer"])
 
-def refuse_too_long(text: str, header: Header, model, rate: int) -> None:
+    def figures(self, output_dir: str, split: str, collected: list[dict], figures) -> list:
+        """Where the errors are: word error rate by length of the reference."""
+        return [figures.error_by_length(output_dir, split, self.readable(collected))] if collected else []
+
+
+def refuse_too_long(text: str, frames: int) -> None:
     """CTC needs a frame per character and a blank between two equal ones; else the loss is infinite."""
-    samples = int(header.seconds * rate)
-    frames = int(model._get_feat_extract_output_lengths(samples))
     needed = len(text) + sum(first == second for first, second in zip(text, text[1:]))
     if needed > frames:
-        raise Skip(f"{needed} frames are needed for the transcript's {len(text)} characters, the audio has {frames}")
+        raise Skip(f"the transcript needs {needed} frames, the audio has {frames}")
 
 
 def make_tokenizer(vocabulary: dict[str, int]) -> transformers.Wav2Vec2CTCTokenizer:

@@ -17,7 +17,9 @@ class FewLabelSettings:
 FEW_LABELS = (
     FewLabelSettings(max_hours=3.0, frozen_share=10 / 13, mask_time_prob=0.65, mask_channel_prob=0.25, layerdrop=0.1),
     FewLabelSettings(max_hours=30.0, frozen_share=0.5, mask_time_prob=0.65, mask_channel_prob=0.5, layerdrop=0.05),
-    FewLabelSettings(max_hours=float("inf"), frozen_share=0.0, mask_time_prob=0.65, mask_channel_prob=0.5, layerdrop=0.1),
+    FewLabelSettings(
+        max_hours=float("inf"), frozen_share=0.0, mask_time_prob=0.65, mask_channel_prob=0.5, layerdrop=0.1
+    ),
 )
 
 

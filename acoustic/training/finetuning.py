@@ -2,6 +2,10 @@
 
 import torch
 
+from acoustic.console import say
+from acoustic.data.survey import Survey
+from acoustic.tasks.defaults import few_label_settings
+
 MODEL_INPUTS = ("input_values", "attention_mask", "labels")
 
 
@@ -52,3 +56,19 @@ class FinetuningStep:
 
     def metrics(self, collected: list) -> dict[str, float]:
         return self.task.metrics(collected)
+
+
+def choose_freeze_steps(args, survey: Survey | None) -> int:
+    """Updates with a frozen encoder: as given, none for random weights, else the published share for so many labels."""
+    if args.random_weights:
+        return 0
+    if args.freeze_encoder_steps is not None:
+        return args.freeze_encoder_steps
+    share = few_label_settings(survey.seconds if survey else None).frozen_share
+    steps = round(share * args.max_steps)
+    if steps:
+        minutes = survey.seconds / 60
+        say(
+            f"encoder frozen for {steps} of {args.max_steps} updates: {share:.0%}, as published for {minutes:.1f} min of labels"
+        )
+    return steps

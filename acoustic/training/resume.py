@@ -1,10 +1,11 @@
 """Where a run goes on from, and the care that no run is overwritten by mistake."""
 
+import shutil
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from acoustic.console import UserError, say
+from acoustic.console import UserError, is_main_process, say
 
 
 def find_checkpoint(args) -> str | None:
@@ -21,9 +22,17 @@ def find_checkpoint(args) -> str | None:
                 f"output_dir: {args.output_dir!r} already holds {Path(newest).name}; add --resume_from_checkpoint true to "
                 "continue it, --overwrite_output_dir true to write over it, or give another output_dir"
             )
+        discard_checkpoints(args.output_dir)
         return None
     checkpoint = newest if str(wanted).lower() == "true" else wanted
     if checkpoint is None or not Path(checkpoint, "trainer_state.json").is_file():
         raise UserError(f"resume_from_checkpoint: no checkpoint in {checkpoint or args.output_dir!r}")
     say(f"resuming from {checkpoint}")
     return checkpoint
+
+
+def discard_checkpoints(output_dir: str) -> None:
+    """A new run's newest checkpoint must not be one that the old run left."""
+    if is_main_process():
+        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            shutil.rmtree(folder)

@@ -1,5 +1,6 @@
 """What both scripts do before they train and after: seeds, quiet libraries, derived settings, saving."""
 
+import contextlib
 import logging
 import math
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from acoustic.console import UserError, is_main_process, say
 from acoustic.data.batches import BatchStream
@@ -24,7 +25,10 @@ CPU_BATCH_SECONDS, GPU_BATCH_SECONDS = 20.0, 87.5
 def start(args) -> float:
     """Seed everything, quiet the libraries, make the output folder. Returns the time for `wall_seconds`."""
     transformers.set_seed(args.seed)
-    transformers.logging.set_verbosity(args.get_process_log_level() if args.log_level != "passive" else logging.WARNING)
+    transformers.logging.set_verbosity(
+        args.get_process_log_level() if args.log_level != "passive" else logging.WARNING
+    )
+    transformers.logging.disable_progress_bar()  # weights load and save in a blink; training has its own bar
     datasets.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     if not is_main_process():
@@ -59,7 +63,9 @@ def choose_max_steps(args, survey: Survey | None, batch_seconds: float) -> None:
         raise UserError("max_steps: a stream's length is not known beforehand, so say how many updates to train")
     per_update = batch_seconds * args.gradient_accumulation_steps * args.world_size
     args.max_steps = max(math.ceil(args.num_train_epochs * survey.seconds / per_update), 1)
-    say(f"updates: {args.max_steps} = {args.num_train_epochs:g} epochs of {survey.seconds:.0f} s / {per_update:g} s an update")
+    say(
+        f"updates: {args.max_steps} = {args.num_train_epochs:g} epochs of {survey.seconds:.0f} s / {per_update:g} s an update"
+    )
 
 
 def choose_workers(args, survey: Survey | None) -> None:
@@ -67,7 +73,9 @@ def choose_workers(args, survey: Survey | None) -> None:
     if survey is None or not survey.complete:
         return
     if survey.windows < args.world_size:
-        raise UserError(f"dataset_name: {survey.windows} windows of audio for {args.world_size} processes; use fewer processes")
+        raise UserError(
+            f"dataset_name: {survey.windows} windows of audio for {args.world_size} processes; use fewer processes"
+        )
     most = max(survey.windows // args.world_size, 1)
     if most < args.dataloader_num_workers:
         args.dataloader_num_workers = most if most > 1 else 0
@@ -123,3 +131,28 @@ def limit_seconds(rows, plan, max_seconds: float):
         except Skip:
             continue
     return rows.take(kept) if kept else None
+
+
+def choose_best(args, task):
+    """Keep the checkpoint that did best on the held-out part; evaluations and checkpoints must then coincide."""
+    args.load_best_model_at_end = True
+    args.metric_for_best_model, args.greater_is_better = task.best_metric, task.greater_is_better
+    args.eval_steps = args.save_steps = min(args.eval_steps, args.max_steps)
+    args.eval_strategy, args.save_strategy = IntervalStrategy.STEPS, SaveStrategy.STEPS
+    return args
+
+
+def total_seconds(rows) -> float | None:
+    """Seconds of audio by the headers; None for a stream."""
+    if not isinstance(rows, IndexedRows):
+        return None
+    total = 0.0
+    for index in range(len(rows)):
+        with contextlib.suppress(Skip):
+            total += read_header(rows[index]["audio"]).seconds
+    return total
+
+
+def frame_counter(model, rate: int):
+    """seconds of audio -> number of frames that the model makes of it."""
+    return lambda seconds: int(model._get_feat_extract_output_lengths(int(seconds * rate)))

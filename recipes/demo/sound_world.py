@@ -21,7 +21,7 @@ TABLE_SIZE = 2**15  # so fine that reading the nearest entry keeps the 50th harm
 
 # Shaft rates in Hz. They overlap on purpose: the speed must not tell the component.
 SPEED_RANGES = {
-    "motor": (16.0, 50.0),
+    "motor": (15.0, 50.0),
     "compressor": (9.0, 28.0),
     "fan": (12.0, 45.0),
     "pump": (14.0, 50.0),
@@ -137,7 +137,7 @@ def draw_machine(component, rng, shifted=False):
         factors = (0.88, 1.12)
     else:
         speed = log_uniform(rng, low, high)
-        factors = (0.72, 1.35)
+        factors = (max(0.72, low / speed), min(1.35, high / speed))
     geometry = draw_geometry(component, rng)
     if component == "motor":
         speed, factors = connect_to_the_line(geometry, speed, factors, rng, on_inverter=shifted or rng.uniform() < 0.5)
@@ -209,21 +209,21 @@ def draw_event(machine, start, stop, seconds, rng):
     Speed and load follow each phase's target with a first-order lag `tau`, see `lagged_curve`.
     """
     load, speed = round(rng.uniform(0.4, 0.8), 3), machine.speed_hz
-    time, power_off = start or 0.0, seconds if stop is None else stop
-    phases = []
+    time, phases = start or 0.0, []
+    power_off = seconds if stop is None else stop
 
     def add(kind, duration, limit, tau):
         nonlocal time
-        end = min(time + duration, limit)
+        end = round(min(time + duration, limit), 3)
         if end > time:
             target = {"speed_hz": 0.0, "load": 0.0} if kind == "coast_down" else {"speed_hz": speed, "load": load}
-            phases.append({"kind": kind, "start": round(time, 3), "end": round(end, 3), **target, "tau": tau})
-        time = end
+            phases.append({"kind": kind, "start": time, "end": end, **target, "tau": tau})
+            time = end
 
     tau = machine.run_up_seconds
     if start is not None:
         add("run_up", 3 * tau, power_off, tau)
-    while time < power_off:
+    while time < round(power_off, 3):
         add("steady", rng.uniform(0.5, 3.0), power_off, tau)
         speed, load = changed_load(machine, speed, load, rng)
         tau = round(rng.uniform(0.1, 0.5), 3)
@@ -246,13 +246,8 @@ def changed_load(machine, speed, load, rng):
     factor = rng.uniform(low, high)
     if abs(factor * machine.speed_hz / speed - 1) < 0.1:  # too small to hear: go to the bound that is further away
         factor = low if speed / machine.speed_hz > (low * high) ** 0.5 else high
-    bounds = SPEED_RANGES[machine.component]
-    if bounds[0] <= machine.speed_hz <= bounds[1]:
-        new_speed = float(np.clip(factor * machine.speed_hz, *bounds))
-    else:
-        new_speed = factor * machine.speed_hz
     new_load = rng.uniform(0.6, 1.0) if load < 0.5 else rng.uniform(0.1, 0.45)
-    return round(new_speed, 3), round(new_load, 3)
+    return round(float(factor * machine.speed_hz), 3), round(new_load, 3)
 
 
 def lagged_curve(event, quantity, times):
@@ -287,23 +282,25 @@ def draw_schedule(rng, seconds, shifted=False):
 
     A machine may be coupled to the first one (a motor and what it drives): then it starts and stops with it.
     """
-    machines = [draw_machine(COMPONENTS[rng.integers(len(COMPONENTS))], rng, shifted) for _ in range(rng.integers(2, 5))]
+    machines = [
+        draw_machine(COMPONENTS[rng.integers(len(COMPONENTS))], rng, shifted) for _ in range(rng.integers(2, 5))
+    ]
     schedule, first_times = [], None
     for machine in machines:
         coupled = first_times is not None and rng.uniform() < 0.35
-        times = [shifted_times(t, rng.uniform(0.05, 0.6)) for t in first_times] if coupled else draw_times(rng, seconds)
+        times = delayed(first_times, rng.uniform(0.05, 0.6)) if coupled else draw_times(rng, seconds)
         first_times = first_times or times
-        runs = [(start, stop) for start, stop in times if (start or 0.0) < seconds - 0.5]
-        for start, stop in runs:
-            stop = stop if stop is not None and stop < seconds else None
-            schedule.append((machine, draw_event(machine, start, stop, seconds, rng)))
+        for start, stop in times:
+            if (start or 0.0) < seconds - 0.5:
+                stop = stop if stop < seconds else None
+                schedule.append((machine, draw_event(machine, start, stop, seconds, rng)))
     return sorted(schedule, key=lambda pair: (pair[1]["start"], pair[1]["component"]))
 
 
 def draw_times(rng, seconds):
     """(on, off) seconds of one machine: some seconds of running, some of silence."""
     times, running = [], rng.uniform() < 0.3
-    time = 0.0 if running else rng.uniform(0.3, 7.0)
+    time = 0.0 if running else rng.uniform(0.3, min(7.0, seconds / 2))
     while time < seconds:
         stop = time + rng.uniform(2.5, 12.0)
         times.append((None if running else round(time, 3), round(stop, 3)))
@@ -311,9 +308,8 @@ def draw_times(rng, seconds):
     return times
 
 
-def shifted_times(on_off, delay):
-    start, stop = on_off
-    return (None if start is None else round(start + delay, 3)), round(stop + delay, 3)
+def delayed(times, delay):
+    return [(None if start is None else round(start + delay, 3), round(stop + delay, 3)) for start, stop in times]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -422,8 +418,8 @@ def render_compressor(event, motion, individual, rng):
     in_turn = sum(k * np.roll(pressure, shift) for k, shift in zip(inequality, shifts))
     harmonics = harmonics_below_nyquist(motion.top_hz, individual.integers(20, 120))
     pulses = play(band_limited(np.gradient(in_turn), harmonics), motion.turns)
-    hiss_gate = play(np.interp(np.arange(TABLE_SIZE), np.arange(len(in_turn)) * 16.0, in_turn).astype(np.float32), motion.turns)
-    hiss = unit_power(noise(rng, len(motion)) * hiss_gate)
+    gate = play(np.repeat(in_turn, TABLE_SIZE // len(in_turn)).astype(np.float32), motion.turns)
+    hiss = unit_power(noise(rng, len(motion)) * gate)
 
     strikes = (offsets[:, None] + valves).ravel() % 1.0
     forces = np.outer(inequality, individual.uniform(0.1, 1.0, 4)).ravel()
@@ -431,7 +427,11 @@ def render_compressor(event, motion, individual, rng):
     turns = np.arange(int(motion.turns[-1]) + 1)[:, None]
     angles, forces = (turns + strikes[order]).ravel(), np.tile(forces[order], len(turns))
     forces = forces * rng.uniform(0.7, 1.3, len(forces))
-    modes = log_uniform(individual, 700, 6000, 4), log_uniform(individual, 0.001, 0.006, 4), individual.uniform(0.2, 1, 4)
+    modes = (
+        log_uniform(individual, 700, 6000, 4),
+        log_uniform(individual, 0.001, 0.006, 4),
+        individual.uniform(0.2, 1, 4),
+    )
     clicks = unit_power(filtered(impulses(motion, angles, forces), ringing(*modes)))
     gains = from_db(individual.uniform([-2, -10, -18], [2, -2, -10])).astype(np.float32)
     return (0.4 + motion.load) * gains[0] * pulses + gains[1] * clicks + gains[2] * motion.load * hiss
@@ -468,9 +468,13 @@ def render_pump(event, motion, individual, rng):
     hits = np.flatnonzero(rng.random(len(motion), dtype=np.float32) < collapses)
     crackle = np.zeros(len(motion), dtype=np.float32)
     crackle[hits] = rng.exponential(1.0, len(hits)) * rng.choice([-1.0, 1.0], len(hits))
-    modes = log_uniform(individual, 900, 7000, 3), log_uniform(individual, 0.0003, 0.0015, 3), individual.uniform(0.3, 1, 3)
+    modes = (
+        log_uniform(individual, 900, 7000, 3),
+        log_uniform(individual, 0.0003, 0.0015, 3),
+        individual.uniform(0.3, 1, 3),
+    )
     crackle = unit_power(filtered(crackle, ringing(*modes)))
-    gains = from_db(individual.uniform([-2, -8, -6], [2, -3, 0])).astype(np.float32)
+    gains = from_db(individual.uniform([-2, -10, -4], [2, -5, 2])).astype(np.float32)
     return (0.5 + 0.7 * motion.load) * gains[0] * tone + motion.drive * gains[1] * flow + gains[2] * crackle
 
 
@@ -487,7 +491,11 @@ def render_bearing(event, motion, individual, rng):
     zone = np.clip(0.35 + 0.65 * np.cos(2 * np.pi * angles), 0, None) ** 1.5
     depth = 0.9 if geometry["race"] == "inner" else 0.25
     forces = (1 - depth + depth * zone) * rng.uniform(0.6, 1.4, count)
-    modes = log_uniform(individual, 2000, 6000, 3), log_uniform(individual, 0.0006, 0.003, 3), individual.uniform(0.2, 1, 3)
+    modes = (
+        log_uniform(individual, 2000, 6000, 3),
+        log_uniform(individual, 0.0006, 0.003, 3),
+        individual.uniform(0.2, 1, 3),
+    )
     impacts = unit_power(filtered(impulses(motion, angles, forces), ringing(*modes)))
     rolling = noise(rng, len(motion))
     rolling_gain = from_db(individual.uniform(-14, -7)).astype(np.float32)
@@ -505,9 +513,15 @@ def render_gear(event, motion, individual, rng):
     swing = [np.cos(2 * np.pi * (turns + individual.uniform())).astype(np.float32) for turns in (pinion, wheel)]
     depth, bend = individual.uniform(0.15, 0.5, 2), individual.uniform(0.02, 0.08, 2)
     mesh_cycles = teeth * motion.turns + bend[0] * swing[0] + bend[1] * swing[1]
-    harmonics = falling_harmonics(individual, harmonics_below_nyquist(teeth * motion.top_hz * 1.05, 6), individual.uniform(2, 7))
+    harmonics = falling_harmonics(
+        individual, harmonics_below_nyquist(teeth * motion.top_hz * 1.05, 6), individual.uniform(2, 7)
+    )
     mesh = play(wavetable(harmonics, individual), mesh_cycles) * (1 + depth[0] * swing[0] + depth[1] * swing[1])
-    modes = log_uniform(individual, 800, 5500, 3), log_uniform(individual, 0.001, 0.004, 3), individual.uniform(0.2, 1, 3)
+    modes = (
+        log_uniform(individual, 800, 5500, 3),
+        log_uniform(individual, 0.001, 0.004, 3),
+        individual.uniform(0.2, 1, 3),
+    )
     strike_gain = from_db(individual.uniform(-12, -4)) if individual.uniform() < 0.4 else 0.0
     sound = (0.4 + 0.9 * motion.load) * mesh
     if strike_gain:
@@ -630,8 +644,7 @@ def background(rng, samples):
 def record(schedule, seconds, rng, shifted=False):
     """Render a schedule [(machine, event), ...] as one microphone hears it: (samples,) float32, never clipped."""
     samples = round(seconds * SAMPLE_RATE)
-    direct, diffuse, running = np.zeros((2, samples), np.float32), None, np.zeros(samples, bool)
-    direct, diffuse = direct
+    direct, diffuse, running = np.zeros(samples, np.float32), np.zeros(samples, np.float32), np.zeros(samples, bool)
     places = {}  # a machine stays where it is
     for machine, event in schedule:
         metres, enclosure_db = places.setdefault(machine.seed, (log_uniform(rng, 0.5, 3.0), rng.uniform(-4, 4)))
@@ -642,8 +655,8 @@ def record(schedule, seconds, rng, shifted=False):
         diffuse[begin : begin + len(sound)] += sound  # the diffuse field is the same everywhere in the room
         running[begin : begin + len(sound)] = True
     machines = direct + from_db(rng.uniform(-20, -8)).astype(np.float32) * filtered(diffuse, room_response(rng))
-    signal_to_noise = rng.uniform(14.0, 28.0) - (rng.uniform(6.0, 10.0) if shifted else 0.0)
-    power = np.mean(machines[running] ** 2) if running.any() else 1.0
+    signal_to_noise = rng.uniform(15.0, 28.0) - (rng.uniform(6.0, 10.0) if shifted else 0.0)
+    power = np.mean(machines[running] ** 2)
     around = background(rng, samples) * np.float32(np.sqrt(power) * from_db(-signal_to_noise))
     heard = oaconvolve(machines + around, tilt_response(rng.uniform(-0.8, 0.8)), mode="same")
     heard = unit_power(heard) * from_db(rng.uniform(-34, -20))

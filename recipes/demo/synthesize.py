@@ -54,7 +54,9 @@ def parse_arguments(argv=None):
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--hours", type=number, default=1.0, help="hours of unlabeled recordings (default 1.0)")
     parser.add_argument("--labeled_per_class", type=count, default=40, help="training clips per component (40)")
-    parser.add_argument("--test_per_class", type=count, default=50, help="clips per component in test and shifted (50)")
+    parser.add_argument(
+        "--test_per_class", type=count, default=50, help="clips per component in test and shifted (50)"
+    )
     parser.add_argument("--recording_seconds", type=number, default=60.0, help="length of unlabeled recordings (60)")
     parser.add_argument("--clip_seconds", type=number, default=4.0, help="length of labeled clips (4)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other machines (0)")
@@ -66,7 +68,11 @@ def parse_arguments(argv=None):
         parser.error("nothing happens in less: --clip_seconds must be 1 or more, --recording_seconds 5 or more")
     if args.output_dir.exists() and not args.output_dir.is_dir():
         parser.error(f"--output_dir {args.output_dir} is a file")
-    if args.output_dir.is_dir() and any(args.output_dir.iterdir()) and not (args.output_dir / "settings.json").exists():
+    if (
+        args.output_dir.is_dir()
+        and any(args.output_dir.iterdir())
+        and not (args.output_dir / "settings.json").exists()
+    ):
         parser.error(f"--output_dir {args.output_dir} holds other files; name a new or empty folder")
     return args
 
@@ -83,7 +89,11 @@ def jobs_of(args):
     recordings = max(1, round(args.hours * 3600 / args.recording_seconds))
     for k in range(recordings):
         yield "unlabeled", k, None, args.recording_seconds, f"unlabeled/rec_{k:05d}.flac"
-    for split, per_class in (("train", args.labeled_per_class), ("test", args.test_per_class), ("shifted", args.test_per_class)):
+    for split, per_class in (
+        ("train", args.labeled_per_class),
+        ("test", args.test_per_class),
+        ("shifted", args.test_per_class),
+    ):
         for k in range(per_class * len(COMPONENTS)):
             number, component = k // len(COMPONENTS), COMPONENTS[k % len(COMPONENTS)]
             yield split, k, component, args.clip_seconds, f"{split}/{component}/{number:04d}.flac"
