@@ -74,8 +74,8 @@ class DataArguments:
             raise UserError("min_duration_in_seconds: at least 0.1 s, or there is hardly a frame to predict")
         if self.max_duration_in_seconds < 2 * self.min_duration_in_seconds:
             raise UserError(
-                f"max_duration_in_seconds ({self.max_duration_in_seconds:g}) must be at least twice min_duration_in_seconds "
-                f"({self.min_duration_in_seconds:g}), so that long recordings can be cut without dropping a rest"
+                f"max_duration_in_seconds ({self.max_duration_in_seconds:g}) must be at least twice "
+                f"min_duration_in_seconds ({self.min_duration_in_seconds:g}), so that long recordings can be cut without dropping a rest"
             )
         if self.batch_seconds is not None and self.batch_seconds < self.max_duration_in_seconds:
             raise UserError(

@@ -1,4 +1,4 @@
-"""What the scripts say. The user's mistakes end a run with one line that says what, where and what to do; they never show a traceback."""
+"""What the scripts say. The user's mistakes end a run with one line: what, where and what to do; never a traceback."""
 
 import contextlib
 import os

@@ -21,8 +21,8 @@ def load_config(name_or_path: str, revision: str | None = None, overrides: dict 
         config = transformers.AutoConfig.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model_name_or_path: no model {name_or_path!r} (neither a local folder with a config.json nor a model on the "
-            f"Hub that can be reached from here): {str(error).splitlines()[0][:200]}"
+            f"model_name_or_path: no model {name_or_path!r} (neither a local folder with a config.json nor a "
+            f"model on the Hub that can be reached from here): {str(error).splitlines()[0][:200]}"
         ) from None
     if not overrides:
         return config
@@ -66,7 +66,7 @@ def override_errors():
 def build_for_pretraining(
     objective: str, name_or_path: str | None, revision: str | None, overrides: dict
 ) -> tuple[transformers.PreTrainedModel, object, list[str]]:
-    """A model for pretraining and its feature extractor: continued from a checkpoint, else the paper's base from scratch.
+    """A model for pretraining and its feature extractor: continued from a checkpoint, else a base model from scratch.
 
     Returns:
         (model, feature extractor, notes): the notes say in words what was decided and why.
@@ -141,6 +141,6 @@ def load_feature_extractor(name_or_path: str, revision: str | None = None):
         return transformers.AutoFeatureExtractor.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError):
         raise UserError(
-            f"model_name_or_path: {name_or_path!r} has no preprocessor_config.json, which says how its audio is scaled; "
-            "copy the one of the model that it came from into the folder"
+            f"model_name_or_path: {name_or_path!r} has no preprocessor_config.json, which says how its audio is "
+            "scaled; copy the one of the model that it came from into the folder"
         ) from None

@@ -56,6 +56,6 @@ def contrastive_logits(
 
 
 def count_correct(logits: torch.Tensor) -> torch.Tensor:
-    """How often the positive (column 0) beats all of its negatives. Without any finite negative there is nothing to beat."""
+    """How often the positive (column 0) beats all of its negatives; where all are -inf there was nothing to beat."""
     best_negative = logits[:, 1:].amax(1)
     return ((logits[:, 0] > best_negative) & best_negative.isfinite()).sum()

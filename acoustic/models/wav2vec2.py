@@ -23,7 +23,7 @@ class Wav2Vec2ForPreTrainingOutput(modeling_wav2vec2.Wav2Vec2ForPreTrainingOutpu
 
 
 class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
-    """The same parameters and checkpoint as transformers' class of this name; `forward` skips what the loss throws away.
+    """Parameters and checkpoint of transformers' class of this name; `forward` skips what the loss throws away.
 
     The stock forward quantizes and scores all frames and masks the result; this one selects the masked frames first.
     """
@@ -122,6 +122,6 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
 
 
 def perplexity(probs: torch.Tensor) -> torch.Tensor:
-    """exp(entropy) of the mean distribution over the masked frames, summed over the groups. probs: (masked, groups, V)."""
+    """exp(entropy) of the mean distribution over masked frames, summed over groups. probs: (masked, groups, entries)."""
     marginal = probs.mean(0)
     return torch.exp(-torch.xlogy(marginal, marginal).sum(-1)).sum()

@@ -153,3 +153,32 @@ def error_by_length(output_dir: str, split: str, scored: list[dict]) -> Path:
         axis.set_title(f"{split}: where the errors are, {len(scored)} utterances")
         axis.legend()
         return save(figure, output_dir, f"errors_{split}")
+
+
+def compare_starts(output_dir: str, rows: list[dict], splits: tuple[str, ...], chance: float) -> Path:
+    """Accuracy over the labels per class: one line with its range for each start, one panel for each split.
+
+    Args:
+        rows: {"start", "budget", "draw", split: accuracy}.
+    """
+    starts = list(dict.fromkeys(row["start"] for row in rows))
+    budgets = sorted({row["budget"] for row in rows})
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(splits), figsize=(4.4 * len(splits), 3.4), layout="constrained", sharey=True
+        )
+        for axis, split in zip(np.atleast_1d(axes), splits):
+            for index, start in enumerate(starts):
+                groups = [[r[split] for r in rows if (r["start"], r["budget"]) == (start, b)] for b in budgets]
+                means = np.array([np.mean(group) for group in groups])
+                ranges = [means - [min(g) for g in groups], [max(g) for g in groups] - means]
+                places = np.arange(len(budgets)) + (index - (len(starts) - 1) / 2) * 0.25
+                axis.bar(places, means, 0.22, color=(FAINT, ACCENT, INK)[index % 3], label=start, alpha=0.9)
+                axis.errorbar(places, means, ranges, fmt="none", ecolor="black", capsize=3, linewidth=1)
+            level(axis, chance, "chance")
+            axis.set_xticks(range(len(budgets)), [f"{budget} labels per class" for budget in budgets])
+            axis.set_title(split)
+            axis.set_ylim(0, 1)
+        np.atleast_1d(axes)[0].set_ylabel("accuracy, mean and range")
+        np.atleast_1d(axes)[0].legend(loc="upper left")
+        return save(figure, output_dir, "comparison")

@@ -25,7 +25,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_run(output_dir: str, args, others: tuple, notes: list[str], wall_seconds: float) -> None:
-    """run.json: the command, every setting that was given (by recipe or command line), and what it ran on. No token."""
+    """run.json: the command, every setting that was given (by recipe or command line), and what it ran on."""
     settings = {}
     for group in (*others, args):
         settings |= {key: value for key, value in vars(group).items() if key in args.explicit and "token" not in key}

@@ -1,4 +1,4 @@
-"""What every task shares: a model with a head on a pretrained encoder, or the same architecture with random weights."""
+"""What every task shares: a head on a pretrained encoder, or on the same architecture with random weights."""
 
 from acoustic.console import UserError
 from acoustic.models import load_config, load_feature_extractor, load_weights

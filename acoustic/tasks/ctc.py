@@ -110,7 +110,7 @@ class CTC:
         return transformers.Wav2Vec2Processor(feature_extractor=feature_extractor, tokenizer=self.tokenizer)
 
     def plan(self, data_args, frames: Callable[[float], int], train: bool) -> Plan:
-        """Whole clips. Skipped by name: no transcript, or in training one that has more characters than frames allow."""
+        """Whole clips. Skipped by name: no transcript, or in training one with more characters than frames allow."""
         inner = whole(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
 
         def plan(row, header, generator):

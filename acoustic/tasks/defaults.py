@@ -24,6 +24,6 @@ FEW_LABELS = (
 
 
 def few_label_settings(labeled_seconds: float | None) -> FewLabelSettings:
-    """The published row for 10 min and 1 h up to 3 h of labels, 10 h up to 30 h, 100 h beyond, or when nobody knows."""
+    """The published row for 10 min and 1 h up to 3 h of labels, 10 h up to 30 h, 100 h beyond or if unknown."""
     hours = float("inf") if labeled_seconds is None else labeled_seconds / 3600
     return next(row for row in FEW_LABELS if hours <= row.max_hours)

@@ -59,7 +59,7 @@ class FinetuningStep:
 
 
 def choose_freeze_steps(args, survey: Survey | None) -> int:
-    """Updates with a frozen encoder: as given, none for random weights, else the published share for so many labels."""
+    """Updates with a frozen encoder: as given, none for random weights, else the published share."""
     if args.random_weights:
         return 0
     if args.freeze_encoder_steps is not None:
@@ -67,8 +67,6 @@ def choose_freeze_steps(args, survey: Survey | None) -> int:
     share = few_label_settings(survey.seconds if survey else None).frozen_share
     steps = round(share * args.max_steps)
     if steps:
-        minutes = survey.seconds / 60
-        say(
-            f"encoder frozen for {steps} of {args.max_steps} updates: {share:.0%}, as published for {minutes:.1f} min of labels"
-        )
+        labels = f"{survey.seconds / 60:.1f} min of labels"
+        say(f"encoder frozen for {steps} of {args.max_steps} updates: {share:.0%}, as published for {labels}")
     return steps

@@ -5,7 +5,7 @@ import torch
 
 
 class PretrainingStep:
-    """Everything random is drawn from (seed, update, process, micro-batch), so a batch is the same wherever it runs."""
+    """Everything random is drawn from (seed, update, process, micro-batch), so a batch is the same anywhere."""
 
     def __init__(self, model, args):
         self.model, self.args = model, args

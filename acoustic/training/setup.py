@@ -49,8 +49,8 @@ def choose_batch_seconds(data_args, args) -> float:
         chosen = max(chosen, data_args.max_duration_in_seconds)
     update = chosen * args.gradient_accumulation_steps * args.world_size
     say(
-        f"update: up to {update:g} s of audio = {chosen:g} s in a batch x {args.gradient_accumulation_steps} accumulated "
-        f"x {args.world_size} processes on {args.device.type}"
+        f"update: up to {update:g} s of audio = {chosen:g} s in a batch x {args.gradient_accumulation_steps} "
+        f"accumulated x {args.world_size} processes on {args.device.type}"
     )
     return chosen
 
@@ -63,9 +63,8 @@ def choose_max_steps(args, survey: Survey | None, batch_seconds: float) -> None:
         raise UserError("max_steps: a stream's length is not known beforehand, so say how many updates to train")
     per_update = batch_seconds * args.gradient_accumulation_steps * args.world_size
     args.max_steps = max(math.ceil(args.num_train_epochs * survey.seconds / per_update), 1)
-    say(
-        f"updates: {args.max_steps} = {args.num_train_epochs:g} epochs of {survey.seconds:.0f} s / {per_update:g} s an update"
-    )
+    epochs = f"{args.num_train_epochs:g} epochs of {survey.seconds:.0f} s"
+    say(f"updates: {args.max_steps} = {epochs} / {per_update:g} s an update")
 
 
 def choose_workers(args, survey: Survey | None) -> None:

@@ -103,7 +103,7 @@ class AcousticTrainer(Trainer):
         return dict(zip(names, totals.tolist()))
 
     def speed(self) -> dict[str, float]:
-        """Audio per second of wall time over all processes, hours seen since the start, share of time spent waiting."""
+        """Audio per second of wall time over all processes, hours seen, share of time spent waiting for data."""
         elapsed = time.perf_counter() - self.last_log
         audio = float(self.accelerator.reduce(torch.tensor(self.audio_seconds, device=self.args.device), "sum"))
         self.hours_seen += audio / 3600
@@ -119,7 +119,7 @@ class AcousticTrainer(Trainer):
     # ---- evaluation
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Every process scores its own share; only sums and predictions are exchanged, so unequal shares do no harm."""
+        """Every process scores its own share; only sums and predictions are exchanged: unequal shares do no harm."""
         started = time.perf_counter()
         training, model = self.model.training, self.model.eval()
         sums: dict[str, torch.Tensor] = defaultdict(float)
