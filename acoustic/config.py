@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,7 @@ class DataArguments:
         if self.max_duration_in_seconds < 2 * self.min_duration_in_seconds:
             raise UserError(
                 f"max_duration_in_seconds ({self.max_duration_in_seconds:g}) must be at least twice "
-                f"min_duration_in_seconds ({self.min_duration_in_seconds:g}), so that long recordings can be cut without dropping a rest"
+                f"min_duration_in_seconds ({self.min_duration_in_seconds:g}): long recordings are cut without a rest"
             )
         if self.batch_seconds is not None and self.batch_seconds < self.max_duration_in_seconds:
             raise UserError(
@@ -270,6 +271,21 @@ def parse(dataclasses_: tuple, argv: list[str] | None = None) -> tuple:
     return tuple(parsed)
 
 
+class RecipeLoader(yaml.SafeLoader):
+    """Two rules of YAML 1.2: `no` is a word (`eval_strategy: no`), and 1e-5 is a number."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|false)$", re.IGNORECASE), "tTfF")
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
+)
+
+
 def check_known(key: str, known: set[str], where: str) -> None:
     if key not in known:
         near = difflib.get_close_matches(key, sorted(known), n=1)
@@ -281,13 +297,13 @@ def read_recipe(path: str, known: set[str]) -> list[str]:
     if not os.path.isfile(path):
         raise UserError(f"there is no recipe {path!r}")
     try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), RecipeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {error}") from None
-    if not isinstance(recipe, dict):
+    if recipe is not None and not isinstance(recipe, dict):
         raise UserError(f"{path}: a recipe is a mapping of options to values")
     tokens = []
-    for key, value in recipe.items():
+    for key, value in (recipe or {}).items():
         check_known(str(key), known, path)
         if value is None:
             raise UserError(f"{key} has no value in {path}; leave the line out for the default")

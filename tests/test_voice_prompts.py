@@ -71,7 +71,7 @@ def write_packages(folder, prompts=24):
     folder.mkdir()
     for language, voice in VOICES.items():
         names = [f"digits/n{i}" if i % 2 else f"n{i}" for i in range(prompts)]
-        lines = [f"; {language}", ""] + [f"{name}: {language} words, {i}!" for i, name in enumerate(names)]
+        lines = [f"; {language}", ""] + [f"{name}: {language} words, {i // 10} {i % 10}!" for i, name in enumerate(names)]
         lines += ["beep: [a tone]", "silence/1: (1 second of silence)", "gone: never recorded", "short: été"]
         recordings = {name: wav_bytes(1 + i % 5 / 10, seed=i) for i, name in enumerate(names)}
         recordings |= {"beep": wav_bytes(1.2), "silence/1": wav_bytes(1.0, 5e-5), "short": wav_bytes(0.3)}
@@ -473,3 +473,18 @@ def test_output_that_cannot_be_is_refused_and_kept(tmp_path, packages_dir, small
         assert run(out, packages_dir) == 2
         assert expected in error_line(capsys)
     assert file.read_text() == (foreign / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("press 1.", "press one."),
+        ("3D", "three D"),
+        ("for 2, press 8", "for two, press eight"),
+        ("no digit: the same", "no digit: the same"),
+        ("H.323", None),
+        ("10", None),
+    ],
+)
+def test_spell_digits(text, spelled):
+    assert prepare.spell_digits(text) == spelled

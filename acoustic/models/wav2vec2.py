@@ -122,6 +122,6 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
 
 
 def perplexity(probs: torch.Tensor) -> torch.Tensor:
-    """exp(entropy) of the mean distribution over masked frames, summed over groups. probs: (masked, groups, entries)."""
+    """exp(entropy) of the mean distribution over masked frames, summed over groups; probs: (masked, groups, V)."""
     marginal = probs.mean(0)
     return torch.exp(-torch.xlogy(marginal, marginal).sum(-1)).sum()

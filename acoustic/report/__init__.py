@@ -13,10 +13,13 @@ from transformers import AutoFeatureExtractor, AutoModel
 extractor, model = AutoFeatureExtractor.from_pretrained("."), AutoModel.from_pretrained(".")
 hidden = model(**extractor(waveform, sampling_rate={rate}, return_tensors="pt")).last_hidden_state
 """
+# A file name instead of the waveform would need the ffmpeg program.
 PIPELINE_USE = """
+import soundfile
 from transformers import pipeline
 
-print(pipeline("{pipeline}", model=".")("recording.wav"))
+waveform, rate = soundfile.read("recording.wav", dtype="float32")
+print(pipeline("{pipeline}", model=".")({{"raw": waveform, "sampling_rate": rate}}))
 """
 PIPELINES = {"classification": "audio-classification", "ctc": "automatic-speech-recognition"}
 

@@ -55,8 +55,8 @@ class Classification:
         self.counts = Counter(str(label) for label in rows.columns("label") if label not in (None, ""))
         if not self.counts:
             raise UserError(
-                f"label_column_name: {rows.description} has no labels: put the clips into one folder per class, or name "
-                "the column that holds them"
+                f"label_column_name: {rows.description} has no labels: put the clips into one folder per class, or "
+                "name the column that holds them"
             )
         if len(self.counts) == 1:
             raise UserError(
@@ -141,6 +141,9 @@ class Classification:
             predictions=[item["prediction"] for item in collected],
             references=[item["reference"] for item in collected],
         )
+
+    def remarks(self, metrics: dict[str, float], updates: int) -> list[str]:
+        return []
 
     def readable(self, collected: list[dict]) -> list[dict]:
         """Class names for numbers; the surest mistakes first."""

@@ -22,6 +22,9 @@ from acoustic.tasks.defaults import few_label_settings
 
 PAD, UNKNOWN, WORD_DELIMITER = "[PAD]", "[UNK]", "|"
 
+# Above this share of empty hypotheses nothing but blanks has been learned yet.
+BLANK_PHASE = 0.9
+
 
 class ErrorRates(evaluate.Metric):
     """Word and character error rate (jiwer), in the package: `evaluate.load` would download a script to run."""
@@ -151,6 +154,17 @@ class CTC:
             predictions=predictions, references=[item["reference"] for item in collected]
         )
         return {**rates, "empty_fraction": blank}
+
+    def remarks(self, metrics: dict[str, float], updates: int) -> list[str]:
+        """A word error rate that stays at 1 looks like a bug and is CTC's first phase."""
+        empty = metrics.get("empty_fraction", 0.0)
+        if empty <= BLANK_PHASE:
+            return []
+        return [
+            f"after {updates} updates {empty:.0%} of the hypotheses are empty: CTC emits only blanks at first, that is usual. "
+            "If it lasts, train longer (max_steps), raise learning_rate, lower freeze_encoder_steps, or look whether the "
+            "transcripts belong to their audio"
+        ]
 
     def readable(self, collected: list[dict]) -> list[dict]:
         """The worst utterances first, each with its word error rate."""

@@ -22,7 +22,7 @@ class FinetuningStep:
         self.task, self.freeze_encoder_steps = task, freeze_encoder_steps
         # Decided now, so that what is frozen for good (the conv encoder) stays so when the rest is released.
         self.encoder = [p for p in model.base_model.parameters() if p.requires_grad]
-        self.frozen = False
+        self.frozen, self.updates = False, 0
 
     def add_targets(self, batch: dict, seed: tuple[int, ...]) -> None:
         """Labels are part of the batch."""
@@ -31,6 +31,7 @@ class FinetuningStep:
         return self.task.count_targets(batch["labels"])
 
     def before_forward(self, model, update: int) -> None:
+        self.updates = update + 1
         frozen = update < self.freeze_encoder_steps
         if frozen != self.frozen:
             for parameter in self.encoder:
@@ -55,7 +56,10 @@ class FinetuningStep:
         return self.task.predictions(outputs.logits, batch)
 
     def metrics(self, collected: list) -> dict[str, float]:
-        return self.task.metrics(collected)
+        metrics = self.task.metrics(collected)
+        for line in self.task.remarks(metrics, self.updates):
+            say(line)
+        return metrics
 
 
 def choose_freeze_steps(args, survey: Survey | None) -> int:

@@ -9,7 +9,6 @@ class PretrainingStep:
 
     def __init__(self, model, args):
         self.model, self.args = model, args
-        self.frames_per_batch: list[int] = []
         self.sum_names = ("loss", "targets", "frames", *METRICS)
 
     def add_targets(self, batch: dict, seed: tuple[int, ...]) -> None:

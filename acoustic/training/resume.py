@@ -19,7 +19,7 @@ def find_checkpoint(args) -> str | None:
     if wanted is None or str(wanted).lower() == "false":
         if newest and not args.overwrite_output_dir:
             raise UserError(
-                f"output_dir: {args.output_dir!r} already holds {Path(newest).name}; add --resume_from_checkpoint true "
+                f"output_dir: {args.output_dir!r} already holds {Path(newest).name}; --resume_from_checkpoint true "
                 "to continue it, --overwrite_output_dir true to write over it, or give another output_dir"
             )
         discard_checkpoints(args.output_dir)

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import Trainer
 
+from acoustic.console import UserError, say
 from acoustic.data.batches import BatchStream, make_loader
 from acoustic.training.schedule import tri_stage
 
@@ -106,7 +107,9 @@ class AcousticTrainer(Trainer):
         """Audio per second of wall time over all processes, hours seen, share of time spent waiting for data."""
         elapsed = time.perf_counter() - self.last_log
         audio = float(self.accelerator.reduce(torch.tensor(self.audio_seconds, device=self.args.device), "sum"))
-        self.hours_seen += audio / 3600
+        # From the log, which a checkpoint keeps: a resumed run counts on.
+        before = next((entry["hours_seen"] for entry in reversed(self.state.log_history) if "hours_seen" in entry), 0.0)
+        self.hours_seen = before + audio / 3600
         wait_fraction = min(self.wait_seconds / elapsed, 1.0)
         self.audio_seconds = self.wait_seconds = 0.0
         self.last_log = time.perf_counter()
@@ -137,13 +140,23 @@ class AcousticTrainer(Trainer):
                 sums[name] += value
             collected += self.step.collect(outputs, inputs)
         model.train(training)
-        metrics = {**self.step.means(self.reduce_sums(sums)), **self.step.metrics(self.gather(collected))}
+        totals = self.reduce_sums(sums)
+        if not totals["targets"]:
+            return self.without_targets(metric_key_prefix)
+        metrics = {**self.step.means(totals), **self.step.metrics(self.gather(collected))}
         metrics["runtime"] = time.perf_counter() - started
         self.last_log += metrics["runtime"]
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def without_targets(self, split: str) -> dict[str, float]:
+        """Means over nothing would read as a perfect loss of 0."""
+        if self.args.load_best_model_at_end and split == "eval":
+            raise UserError("eval_split_name: none of the held-out clips can be used, so no checkpoint can be chosen by them")
+        say(f"nothing to evaluate: none of the recordings of {split!r} can be used")
+        return {}
 
     def gather(self, collected: list) -> list:
         return gather_object(collected) if self.args.world_size > 1 else collected

@@ -118,7 +118,7 @@ def report(rows: list[dict], args, seconds: float) -> None:
     write_json(Path(OUTPUT, "results.json"), results)
     text = "\n".join(
         [
-            f"Accuracy on held-out clips of six components, mean (range) over {args.draws} draws of labels; chance 17 %.",
+            f"Accuracy on held-out clips of six components, mean (range) of {args.draws} draws; chance is 1/6.",
             "`test` is the world of the unlabeled recordings, `shifted` has other speeds and more noise.",
             "",
             *lines,

@@ -1,7 +1,7 @@
 """A synthesised world of machines: six components, each from its physics, on a timeline, in a room, with a background.
 
-Nothing here was recorded. Every number below is a plausible textbook value or a guess that makes the demo's task neither
-trivial nor impossible; results on this world say nothing about real machines.
+Nothing here was recorded. Every number below is a plausible textbook value, or was set so that the demo's task is
+neither trivial nor impossible; results on this world say nothing about real machines.
 
 A recording is made in this order, and each step is one section of the file:
 individual machine (geometry, speed) -> timeline (phases) -> motion (speed, angle, load) -> sound of the component
@@ -180,7 +180,10 @@ def draw_bearing(rng):
 
 
 def connect_to_the_line(geometry, speed, factors, rng, on_inverter):
-    """Shaft rate = line / pole pairs x (1 - slip). On an inverter the line follows the speed; else it is 50 or 60 Hz."""
+    """Shaft rate = line / pole pairs x (1 - slip). On an inverter the line follows the speed; else it is 50 or 60 Hz.
+
+    Fills in `geometry`; returns the nominal speed and its factors.
+    """
     slip = rng.uniform(0.01, 0.06)
     geometry["slip"] = round(slip, 4)
     geometry["on_inverter"] = on_inverter
@@ -350,7 +353,10 @@ def motion_of(event, rng):
 
 
 def impulses(motion, angles, strengths):
-    """(samples,) train of impulses where the shaft passes `angles` (n,), in turns, sorted; each split over two samples."""
+    """(samples,) train of impulses where the shaft passes `angles` (n,), in turns, sorted.
+
+    Each is split over two samples: whole samples alone would jitter by 60 us, heard as noise.
+    """
     first, last = motion.turns[0], motion.turns[-1]
     inside = (angles > first) & (angles < last)
     position = np.interp(angles[inside], motion.turns, np.arange(len(motion)))
@@ -392,11 +398,11 @@ def render_motor(event, motion, individual, rng):
 
 
 def pressure_cycle(ratio, clearance, exponent=1.3, points=2048):
-    """One turn of an ideal reciprocating compressor: cylinder pressure (points,) and the valves' four angles, in turns.
+    """One turn of an ideal reciprocating compressor: cylinder pressure (points,), and the angles (4,) of its valves.
 
-    Top dead centre is angle 0. Down-stroke: the trapped gas expands, then suction at pressure 1; up-stroke: polytropic
-    compression p V^n = const, then discharge at pressure `ratio`. Each valve opens where the polytrope meets its
-    pressure and closes at a dead centre.
+    Angles are in turns, top dead centre is 0. Down-stroke: the trapped gas expands, then suction at pressure 1;
+    up-stroke: polytropic compression p V^n = const, then discharge at pressure `ratio`. Each valve opens where the
+    polytrope meets its pressure and closes at a dead centre.
     """
     angle = np.arange(points) / points
     volume = clearance + (1 - np.cos(2 * np.pi * angle)) / 2
@@ -409,7 +415,10 @@ def pressure_cycle(ratio, clearance, exponent=1.3, points=2048):
 
 
 def render_compressor(event, motion, individual, rng):
-    """Reciprocating compressor: sound pressure follows the gas's dp/dt; valve plates strike their seats; gas hisses."""
+    """Reciprocating compressor: sound pressure follows the gas's dp/dt, valve plates strike their seats, gas hisses.
+
+    Cylinders are spread evenly over the turn, but are never quite alike, so the cycle is one turn for any number.
+    """
     cylinders, ratio = event["geometry"]["cylinders"], event["geometry"]["pressure_ratio"]
     pressure, valves = pressure_cycle(ratio, individual.uniform(0.04, 0.12))
     inequality = individual.uniform(0.8, 1.2, cylinders)
@@ -438,7 +447,10 @@ def render_compressor(event, motion, individual, rng):
 
 
 def render_fan(event, motion, individual, rng):
-    """Fan: every blade pushes a pulse (blade-pass tone), no two alike (shaft-rate lines); turbulence swells with them."""
+    """Fan: every blade pushes a pulse, at blades x shaft rate; turbulence swells with the pulses.
+
+    No two blades are alike in spacing and lift, which puts weaker lines at all multiples of the shaft rate.
+    """
     blades = event["geometry"]["blades"]
     angle = np.arange(4096) / 4096
     centres = (np.arange(blades) + 0.06 * individual.standard_normal(blades)) / blades
@@ -454,7 +466,10 @@ def render_fan(event, motion, individual, rng):
 
 
 def render_pump(event, motion, individual, rng):
-    """Centrifugal pump: vane-pass tone, steady flow noise, and bursts of cavitation (bubbles collapse as a vane passes)."""
+    """Centrifugal pump: tone at vanes x shaft rate, steady flow noise, and bursts of cavitation.
+
+    Bubbles collapse at random, most of them as a vane passes: a Poisson process whose rate follows the vanes.
+    """
     vanes = event["geometry"]["vanes"]
     tone = falling_harmonics(individual, harmonics_below_nyquist(vanes * motion.top_hz, 8), individual.uniform(3, 9))
     tone[0] *= 1.5

@@ -18,19 +18,15 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import sound_world
 import soundfile
+from sound_world import COMPONENTS, SAMPLE_RATE
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parent))  # a recipe's folder is no package; spawned workers need this too
-
-import sound_world  # noqa: E402
-from sound_world import COMPONENTS, SAMPLE_RATE  # noqa: E402
 
 SPLITS = ("unlabeled", "train", "test", "shifted")
 
@@ -68,11 +64,8 @@ def parse_arguments(argv=None):
         parser.error("nothing happens in less: --clip_seconds must be 1 or more, --recording_seconds 5 or more")
     if args.output_dir.exists() and not args.output_dir.is_dir():
         parser.error(f"--output_dir {args.output_dir} is a file")
-    if (
-        args.output_dir.is_dir()
-        and any(args.output_dir.iterdir())
-        and not (args.output_dir / "settings.json").exists()
-    ):
+    occupied = args.output_dir.is_dir() and any(args.output_dir.iterdir())
+    if occupied and not (args.output_dir / "settings.json").exists():
         parser.error(f"--output_dir {args.output_dir} holds other files; name a new or empty folder")
     return args
 
@@ -89,11 +82,8 @@ def jobs_of(args):
     recordings = max(1, round(args.hours * 3600 / args.recording_seconds))
     for k in range(recordings):
         yield "unlabeled", k, None, args.recording_seconds, f"unlabeled/rec_{k:05d}.flac"
-    for split, per_class in (
-        ("train", args.labeled_per_class),
-        ("test", args.test_per_class),
-        ("shifted", args.test_per_class),
-    ):
+    clips_per_class = {"train": args.labeled_per_class, "test": args.test_per_class, "shifted": args.test_per_class}
+    for split, per_class in clips_per_class.items():
         for k in range(per_class * len(COMPONENTS)):
             number, component = k // len(COMPONENTS), COMPONENTS[k % len(COMPONENTS)]
             yield split, k, component, args.clip_seconds, f"{split}/{component}/{number:04d}.flac"
@@ -140,6 +130,133 @@ def remove_earlier(output_dir):
             path.unlink()
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The figure
+# ---------------------------------------------------------------------------------------------------------------------
+
+PHASE_COLOURS = {"run_up": "#8ecae6", "steady": "#95d5b2", "load_change": "#ffd166", "coast_down": "#f4a6a0"}
+COMPONENT_COLOURS = dict(zip(COMPONENTS, ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")))
+# Long windows show harmonics, short ones impacts and cycles.
+WINDOWS = {"motor": 1024, "compressor": 512, "fan": 1024, "pump": 1024, "bearing": 512, "gear": 1024}
+LOWEST_HZ, OCTAVES = 31.25, 8  # up to 8 kHz
+
+
+def log_spectrogram(waveform, window):
+    """(240, frames) power in dB on a logarithmic frequency axis from LOWEST_HZ, OCTAVES octaves up; 8 ms hop."""
+    padded = np.pad(waveform, window // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::128] * np.hanning(window).astype(np.float32)
+    power = 10 * np.log10(np.abs(np.fft.rfft(frames, 4 * window)) ** 2 + 1e-9)
+    bins = LOWEST_HZ * 2 ** np.linspace(0, OCTAVES, 240) * 4 * window / SAMPLE_RATE
+    below = np.minimum(bins.astype(int), power.shape[1] - 2)
+    share = bins - below
+    return ((1 - share) * power[:, below] + share * power[:, below + 1]).T
+
+
+def draw_spectrogram(axis, waveform, window):
+    image = log_spectrogram(waveform, window)
+    seconds = len(waveform) / SAMPLE_RATE
+    low, high = np.percentile(image, [20, 99.8])
+    extent = (0, seconds, 0, OCTAVES)
+    axis.imshow(image, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=low, vmax=high)
+    axis.set_yticks([1, 3, 5, 7], ["62 Hz", "250 Hz", "1 kHz", "4 kHz"])
+    axis.tick_params(labelbottom=False)
+
+
+def draw_phases(axis, event, seconds):
+    """The strip below a clip: its phases as colours, the shaft rate as a curve."""
+    for phase in event["phases"]:
+        axis.axvspan(phase["start"], phase["end"], color=PHASE_COLOURS[phase["kind"]], linewidth=0)
+    times = np.linspace(event["start"], event["end"], 500)
+    speed = sound_world.lagged_curve(event, "speed_hz", times)
+    axis.plot(times, speed, color="black", linewidth=1.4)
+    axis.set(xlim=(0, seconds), ylim=(0, 1.25 * speed.max()))
+    axis.set_yticks([0, round(event["speed_hz"])], ["0", f"{event['speed_hz']:.0f} Hz"])
+
+
+def draw_lanes(axis, timeline):
+    """One lane per component: bars while it runs, darker edges where its load changes."""
+    present = [name for name in COMPONENTS if any(event["component"] == name for event in timeline["events"])]
+    for event in timeline["events"]:
+        lane = len(present) - 1 - present.index(event["component"])
+        for phase in event["phases"]:
+            faint = phase["kind"] in ("run_up", "coast_down")
+            span = [(phase["start"], phase["end"] - phase["start"])]
+            colour = COMPONENT_COLOURS[event["component"]]
+            axis.broken_barh(span, (lane + 0.1, 0.8), facecolors=colour, alpha=0.45 if faint else 1.0, linewidth=0)
+            if phase["kind"] == "load_change":
+                axis.plot([phase["start"]] * 2, [lane + 0.1, lane + 0.9], color="white", linewidth=1.5)
+    axis.set(xlim=(0, timeline["duration"]), ylim=(0, len(present)), xlabel="seconds")
+    axis.set_yticks(np.arange(len(present)) + 0.5, present[::-1])
+
+
+def first_telling(draw_events, is_telling, key):
+    """A Generator in the state from which the first of many draws shows what the figure is to show."""
+    keys = ([*key, attempt] for attempt in range(1000))
+    return np.random.default_rng(next(key for key in keys if is_telling(draw_events(np.random.default_rng(key)))))
+
+
+def clip_with_run_up_and_stop(component, seed, seconds):
+    rng = first_telling(
+        lambda rng: sound_world.draw_clip_event(component, rng, seconds)[1]["phases"],
+        lambda phases: {"run_up", "load_change", "coast_down"} <= {phase["kind"] for phase in phases},
+        key=[seed, len(SPLITS), COMPONENTS.index(component)],
+    )
+    return sound_world.synthesize_clip(component, rng, seconds)
+
+
+def mixed_recording(seed, seconds):
+    rng = first_telling(
+        lambda rng: [event for _, event in sound_world.draw_schedule(rng, seconds)],
+        lambda events: len({event["component"] for event in events}) == 4 and len(events) >= 7,
+        key=[seed, len(SPLITS) + 1],
+    )
+    return sound_world.synthesize_recording(rng, seconds)
+
+
+def draw_figure(path, seed):
+    """A clip of each component over its phases, and one mixed recording over its timeline. Drawn for 1000 px."""
+    from matplotlib.figure import Figure  # here, as the worker processes import this file and need none of it
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    figure = Figure(figsize=(10, 13.5))
+    rows = figure.add_gridspec(4, 1, height_ratios=[1, 1, 1, 1.25], hspace=0.3)
+    figure.subplots_adjust(left=0.1, right=0.985, top=0.915, bottom=0.04)
+    for number, component in enumerate(COMPONENTS):
+        cell = rows[number // 2].subgridspec(1, 2, wspace=0.17)[number % 2]
+        above, strip = cell.subgridspec(2, 1, height_ratios=[3, 1], hspace=0.06).subplots(sharex=True)
+        waveform, timeline = clip_with_run_up_and_stop(component, seed, seconds=6.0)
+        draw_spectrogram(above, waveform, WINDOWS[component])
+        draw_phases(strip, timeline["events"][0], 6.0)
+        above.set_title(title_of(timeline["events"][0]), loc="left", fontsize=11)
+    above, lanes = rows[3].subgridspec(2, 1, height_ratios=[2, 1], hspace=0.06).subplots(sharex=True)
+    waveform, timeline = mixed_recording(seed, seconds=40.0)
+    draw_spectrogram(above, waveform, 1024)
+    draw_lanes(lanes, timeline)
+    title = "an unlabeled recording (pale: runs up or coasts down; white line: load changes)"
+    above.set_title(title, loc="left", fontsize=11)
+    figure.suptitle("The demo's sound world: synthesised, not recorded", x=0.1, y=0.985, ha="left", fontsize=14)
+    keys = [Patch(color=colour, label=kind.replace("_", " ")) for kind, colour in PHASE_COLOURS.items()]
+    keys.append(Line2D([], [], color="black", label="shaft rate"))
+    figure.legend(handles=keys, loc="upper left", bbox_to_anchor=(0.093, 0.967), ncols=5, frameon=False)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def title_of(event):
+    """'fan: 7 blades' and the like."""
+    geometry, component = event["geometry"], event["component"]
+    detail = {
+        "motor": "2 x line at {0:.0f} Hz, {rotor_slots} rotor slots",
+        "compressor": "cylinders {cylinders}, pressure ratio {pressure_ratio}",
+        "fan": "{blades} blades",
+        "pump": "{vanes} vanes",
+        "bearing": "{impacts_per_turn} impacts per turn, {race} race",
+        "gear": "{teeth} : {wheel_teeth} teeth",
+    }[component]
+    return f"{component}: " + detail.format(2 * geometry.get("line_hz", 0), **geometry)
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     settings, settings_file = settings_of(args), args.output_dir / "settings.json"
@@ -151,6 +268,7 @@ def main(argv=None):
     settings_file.write_text("{}")  # from here on the folder is ours, but not complete
     remove_earlier(args.output_dir)
     seconds = write_files(args)
+    draw_figure(args.output_dir / "figures" / "sound_world.png", args.seed)
     settings_file.write_text(json.dumps(settings, indent=2))
     amounts = ", ".join(f"{split} {total / 60:.1f} min" for split, total in seconds.items())
     print(f"{args.output_dir}: {amounts} of synthesised audio in {time.perf_counter() - began:.0f} s")

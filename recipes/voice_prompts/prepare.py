@@ -210,6 +210,15 @@ def spoken_text(text):
     return text if re.search(r"\w", text) and not re.search(r"[\[\]()<>{}*#]", text) else None
 
 
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def spell_digits(text):
+    """English digits as the words that are spoken, `press 1` -> `press one`; None where it is uncertain (`H.323`)."""
+    spelled = re.sub(r"(?<!\d)\d(?!\d)", lambda digit: f" {DIGITS[int(digit[0])]} ", text)
+    return None if re.search(r"\d", spelled) else re.sub(r" +(?=[ .,;:!?]|$)|^ +", "", spelled)
+
+
 def normalise_text(text):
     """Lower-case words without punctuation: two prompts with the same ones say the same."""
     return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.casefold()))
@@ -257,6 +266,7 @@ def write_recordings(recordings, transcripts, folder):
                     f"asterisk-core-sounds-{language}-wav: {name}.wav is not audio ({error})"
                 ) from error
             text = spoken_text(transcripts[language][0].get(name, ""))
+            text = spell_digits(text) if text and language == "en" else text
             peak = float(abs(samples).max()) if len(samples) else 0.0
             prompt = Prompt(language, name, len(samples) / rate, peak, text)
             path = folder / prompt.path

@@ -1,0 +1,150 @@
+"""Models from scratch and continued from every kind of checkpoint; what is saved loads in plain transformers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModel, Wav2Vec2ForCTC
+
+from acoustic.console import UserError
+from acoustic.models import Wav2Vec2ForPreTraining, build_for_pretraining
+
+KINDS = ["group_norm_checkpoint", "layer_norm_checkpoint", "ctc_checkpoint"]
+
+
+def build(checkpoint=None, **overrides):
+    return build_for_pretraining("wav2vec2", checkpoint, None, overrides)
+
+
+def with_config(checkpoint: str, folder: Path, **changes) -> str:
+    """A copy of a checkpoint with other values in its config.json."""
+    shutil.copytree(checkpoint, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_continuing_keeps_the_encoder(kind, request):
+    checkpoint = request.getfixturevalue(kind)
+    model, _, notes = build(checkpoint)
+    original = AutoModel.from_pretrained(checkpoint).state_dict()
+    for name, value in model.wav2vec2.state_dict().items():
+        assert torch.equal(value, original[name]), name
+    assert checkpoint in notes[0]
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_continuing_keeps_the_pretraining_head(kind, request):
+    checkpoint = request.getfixturevalue(kind)
+    model, _, notes = build(checkpoint)
+    original = transformers.Wav2Vec2ForPreTraining.from_pretrained(checkpoint).state_dict()
+    assert all(torch.equal(value, original[name]) for name, value in model.state_dict().items())
+    assert len(notes) == 1
+
+
+def test_a_ctc_checkpoint_gets_a_fresh_head_and_says_so(ctc_checkpoint):
+    transformers.set_seed(0)
+    model, _, notes = build(ctc_checkpoint)
+    assert "start afresh" in notes[1]
+    assert all(name in notes[1] for name in ("quantizer", "project_hid", "project_q"))
+    transformers.set_seed(1)
+    fresh = Wav2Vec2ForPreTraining(model.config).state_dict()
+    for name, value in model.state_dict().items():
+        if not name.startswith("wav2vec2."):
+            # As transformers initialises them: not zeros, not what was in memory.
+            assert value.isfinite().all(), name
+            assert value.std().item() == pytest.approx(fresh[name].std().item(), rel=0.5, abs=1e-6), name
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_what_is_saved_loads_in_plain_transformers(kind, request, tmp_path, tiny_config):
+    model, feature_extractor, _ = build(request.getfixturevalue(kind)) if kind else build(**tiny_config)
+    model.save_pretrained(tmp_path)
+    feature_extractor.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["Wav2Vec2ForPreTraining"]
+
+    pretraining, info = transformers.Wav2Vec2ForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert type(pretraining) is transformers.Wav2Vec2ForPreTraining
+    encoder, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    ctc, info = Wav2Vec2ForCTC.from_pretrained(tmp_path, vocab_size=7, output_loading_info=True)
+    assert {key.split(".")[0] for key in info["missing_keys"]} == {"lm_head"}
+
+    audio = torch.randn(1, 8000)
+    with torch.no_grad():
+        expected = model.eval().wav2vec2(audio).last_hidden_state
+        for loaded in (pretraining.wav2vec2, encoder, ctc.wav2vec2):
+            torch.testing.assert_close(loaded.eval()(audio).last_hidden_state, expected)
+
+
+def test_fine_tuning_settings_do_not_leak_into_pretraining(ctc_checkpoint, tmp_path):
+    checkpoint = with_config(ctc_checkpoint, tmp_path / "tuned", apply_spec_augment=False, mask_feature_prob=0.5)
+    model, _, _ = build(checkpoint)
+    assert model.config.apply_spec_augment is True
+    assert model.config.mask_feature_prob == 0.0
+    # With apply_spec_augment off the masked frames would be visible, and the task trivial.
+    audio = torch.randn(1, 8000)
+    mask = torch.zeros(1, 24, dtype=torch.bool)
+    mask[0, 5:15] = True
+    with torch.no_grad():
+        model.eval()
+        assert not torch.allclose(model.wav2vec2(audio)[0], model.wav2vec2(audio, mask_time_indices=mask)[0])
+
+
+def test_overrides_win_over_the_checkpoint(group_norm_checkpoint):
+    model, _, _ = build(group_norm_checkpoint, num_negatives=7, layerdrop=0.25)
+    assert (model.config.num_negatives, model.config.layerdrop) == (7, 0.25)
+    assert model.config.hidden_size == 32
+
+
+def test_the_feature_extractor_is_the_checkpoints(layer_norm_checkpoint, group_norm_checkpoint):
+    assert build(layer_norm_checkpoint)[1].return_attention_mask is True
+    assert build(group_norm_checkpoint)[1].return_attention_mask is False
+
+
+def test_weights_that_are_missing_beside_the_head_are_named(group_norm_checkpoint, tmp_path):
+    model = transformers.Wav2Vec2ForPreTraining.from_pretrained(group_norm_checkpoint)
+    state = {name: value for name, value in model.state_dict().items() if "layers.1.final" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    shutil.copy(Path(group_norm_checkpoint, "preprocessor_config.json"), tmp_path)
+    notes = build(str(tmp_path))[2]
+    assert any("not in the checkpoint, so random" in note and "layers.1.final_layer_norm" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"hiden_size": 64}, ["hiden_size", "hidden_size"]),
+        ({"hidden_size": 30, "num_attention_heads": 4}, ["num_attention_heads"]),
+        ({"conv_dim": [8, 8]}, ["conv_dim"]),
+        ({"hidden_size": "wide"}, ["hidden_size"]),
+    ],
+)
+def test_impossible_overrides_are_one_line(overrides, words):
+    with pytest.raises(UserError) as error:
+        build(**overrides)
+    assert str(error.value).startswith("config_overrides: ")
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_that_is_not_there():
+    with pytest.raises(UserError, match="model_name_or_path: no model '/no/such/model'"):
+        build("/no/such/model")
+
+
+def test_a_checkpoint_of_another_family(tmp_path):
+    transformers.BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is a bert checkpoint"):
+        build(str(tmp_path))
+
+
+def test_a_checkpoint_without_a_feature_extractor(group_norm_checkpoint, tmp_path):
+    shutil.copytree(group_norm_checkpoint, tmp_path / "bare", ignore=shutil.ignore_patterns("preprocessor*"))
+    with pytest.raises(UserError, match="preprocessor_config.json"):
+        build(str(tmp_path / "bare"))

@@ -1,0 +1,259 @@
+"""Normalisation, vocabulary, tokenizer, what is skipped by name, error rates, the blank phase, a toy set by heart."""
+
+import jiwer
+import numpy as np
+import pytest
+import run_finetune
+import torch
+from transformers import Wav2Vec2Processor
+
+from acoustic.config import parse_finetuning
+from acoustic.console import UserError
+from acoustic.data.headers import Header, Skip
+from acoustic.report.record import read_json
+from acoustic.tasks.ctc import CTC, PAD, ErrorRates, normalize, refuse_too_long
+from acoustic.training.finetuning import FinetuningStep
+
+LIMITS = type("Limits", (), {"min_duration_in_seconds": 0.1, "max_duration_in_seconds": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hello, World!", "hello world"),
+        ("  two\tspaces \n", "two spaces"),
+        ("Don\u2019t \u2018quote\u2019 'me'", "don't quote me"),
+        ("co-operate", "co operate"),
+        ("Straße ÉTÉ", "strasse été"),
+        ("e\u0301te\u0301", "été"),
+        ("ﬁne \uff21", "fine a"),
+        ("नमस्ते", "नमस्ते"),
+        ("Привет, мир", "привет мир"),
+        ("room 42", "room 42"),
+        ("...", ""),
+        ("''", ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_normalisation(text, expected):
+    assert normalize(text) == expected
+    assert normalize(expected) == expected
+
+
+@pytest.fixture
+def task(rows_of):
+    return CTC(rows_of("text", ["Don't stop!", "été", None, "?"]), None)
+
+
+def test_the_vocabulary_is_that_of_the_normalised_texts(task):
+    assert list(task.vocabulary) == ["[PAD]", "[UNK]", "|", "'", "d", "n", "o", "p", "s", "t", "é"]
+    assert list(task.vocabulary.values()) == list(range(11))
+    notes = task.notes()
+    assert notes[0].startswith("2 transcripts, 3 words; vocabulary of 11: 'dnopsté")
+    assert "2 transcripts are empty after normalisation: skipped" in notes
+
+
+def test_digits_are_warned_of(rows_of):
+    assert any("digits" in note for note in CTC(rows_of("text", ["room 42"]), None).notes())
+
+
+def test_no_text_at_all(rows_of):
+    with pytest.raises(UserError, match="text_column_name: some rows has no text in its column 'said'"):
+        CTC(rows_of("text", [None, "!"]), type("Arguments", (), {"text_column_name": "said"}))
+
+
+def spell(task, text: str) -> list[int]:
+    """One frame a character, with a blank after each, as a perfect model would emit them."""
+    ids = task.encode({"text": text})
+    return [token for id_ in ids for token in (id_, task.vocabulary[PAD])]
+
+
+@pytest.mark.parametrize("text", ["don't stop", "été", "toot toot", "s'nd nt't do"])
+def test_the_tokenizer_gives_back_what_it_was_given(task, text):
+    logits = torch.nn.functional.one_hot(torch.tensor([spell(task, text)]), len(task.vocabulary)).float()
+    decoded = task.predictions(logits, {"names": ["x"], "texts": [text]})
+    assert decoded == [{"name": "x", "prediction": text, "reference": text}]
+
+
+def test_a_character_that_training_never_saw_is_an_error_and_no_crash(task):
+    assert task.vocabulary["[UNK]"] in task.encode({"text": "stopx"})
+    logits = torch.nn.functional.one_hot(torch.tensor([spell(task, "stop")]), len(task.vocabulary)).float()
+    collected = task.predictions(logits, {"names": ["x"], "texts": ["Stop, x"]})
+    assert collected[0]["reference"] == "stop x"
+    metrics = task.metrics(collected)
+    assert metrics["wer"] == 0.5
+    assert metrics["cer"] == pytest.approx(2 / 6)
+
+
+def test_transcripts_need_a_frame_per_character_and_one_between_equal_ones():
+    refuse_too_long("abc", 3)
+    refuse_too_long("aab", 4)
+    with pytest.raises(Skip, match="the transcript needs 4 frames, the audio has 3"):
+        refuse_too_long("aab", 3)
+
+
+def test_the_limit_is_where_the_loss_becomes_infinite(task):
+    """Against torch's own: the shortest length with a finite loss is the one that is let through."""
+    for text in ("stop", "toot", "stoop", "nnn"):
+        labels = torch.tensor([task.encode({"text": text})])
+        for frames in range(1, 9):
+            logits = torch.zeros(frames, 1, len(task.vocabulary)).log_softmax(-1)
+            loss = torch.nn.functional.ctc_loss(logits, labels, (frames,), (labels.shape[1],))
+            try:
+                refuse_too_long(text, frames)
+                assert loss.isfinite()
+            except Skip:
+                assert loss.isinf()
+
+
+def test_what_can_not_be_trained_on_is_skipped(task):
+    header = Header(frames=16000, rate=16000, channels=1)
+    train, evaluation = (task.plan(LIMITS, lambda seconds: 5, train) for train in (True, False))
+    assert len(train({"text": "stop"}, header, None)) == 1
+    with pytest.raises(Skip, match="the transcript needs 6 frames, the audio has 5"):
+        train({"text": "don't!!t"}, header, None)
+    assert len(evaluation({"text": "don't!!t"}, header, None)) == 1  # it counts, as errors
+    for plan in (train, evaluation):
+        with pytest.raises(Skip, match="empty transcript"):
+            plan({"text": "?!"}, header, None)
+
+
+@pytest.mark.parametrize(
+    ("reference", "prediction", "wer", "cer"),
+    [
+        ("a b c d", "a b c d", 0, 0),
+        ("a b c d", "a x c d", 1 / 4, 1 / 7),
+        ("a b c d", "", 1, 1),
+        ("one", "one two three", 2, 10 / 3),
+    ],
+)
+def test_error_rates_on_cases_by_hand(reference, prediction, wer, cer):
+    rates = ErrorRates(keep_in_memory=True).compute(predictions=[prediction], references=[reference])
+    assert rates == pytest.approx({"wer": wer, "cer": cer})
+
+
+def test_error_rates_are_jiwers_over_all_words_together(task):
+    """Not the mean over utterances: a long one weighs more."""
+    references, predictions = ["a", "b c d e f g"], ["x", "b c d e f g"]
+    collected = [{"name": "", "prediction": p, "reference": r} for p, r in zip(predictions, references)]
+    metrics = task.metrics(collected)
+    assert metrics["wer"] == jiwer.wer(references, predictions) == pytest.approx(1 / 7)
+    assert metrics["cer"] == jiwer.cer(references, predictions)
+    assert metrics["empty_fraction"] == 0
+
+
+def collected(empty: int, total: int = 20) -> list[dict]:
+    return [{"name": "", "prediction": "" if i < empty else "a", "reference": "a"} for i in range(total)]
+
+
+@pytest.mark.parametrize(("empty", "said"), [(20, True), (19, True), (18, False), (0, False)])
+def test_the_blank_phase_is_explained(task, group_norm_checkpoint, capsys, empty, said):
+    model = torch.nn.Module()
+    model.base_model = torch.nn.Linear(1, 1)
+    step = FinetuningStep(model, task, freeze_encoder_steps=0)
+    for update in range(7):
+        step.before_forward(model, update)
+    step.metrics(collected(empty))
+    out = capsys.readouterr().out
+    assert out.count("\n") == said
+    words = ["after 7 updates", "only blanks", "usual", "max_steps", "learning_rate", "freeze_encoder_steps", "transcripts"]
+    assert all(word in out for word in words) is said
+
+
+@pytest.fixture
+def build(task):
+    def make(checkpoint, seconds=600.0, **options):
+        words = [word for key, value in options.items() for word in (f"--{key}", value)]
+        model_args, _, _ = parse_finetuning(
+            ["--model_name_or_path", checkpoint, "--dataset_name", "x", "--output_dir", "x", *words]
+        )
+        return task.build(model_args, False, seconds)
+
+    return make
+
+
+def test_the_head_has_the_vocabularys_size_and_the_encoder_its_weights(build, task, group_norm_checkpoint):
+    model, _, notes = build(group_norm_checkpoint)
+    assert model.lm_head.out_features == len(task.vocabulary)
+    assert model.config.pad_token_id == task.vocabulary[PAD]
+    assert notes[1] == "new head with random weights: lm_head"
+
+
+def test_another_vocabulary_than_the_checkpoints_gets_a_new_head(build, task, ctc_checkpoint):
+    model, _, notes = build(ctc_checkpoint)
+    assert model.lm_head.out_features == len(task.vocabulary) != 12
+    assert "new head" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("hours", "time", "channel", "layerdrop"), [(0.2, 0.65, 0.25, 0.1), (10, 0.65, 0.5, 0.05), (100, 0.65, 0.5, 0.1)]
+)
+def test_masking_by_the_hours_of_labels(build, group_norm_checkpoint, hours, time, channel, layerdrop):
+    config = build(group_norm_checkpoint, hours * 3600)[0].config
+    assert (config.mask_time_prob, config.mask_feature_prob, config.layerdrop) == (time, channel, layerdrop)
+    overridden = build(group_norm_checkpoint, hours * 3600, config_overrides='{"layerdrop": 0.3}')[0].config
+    assert overridden.layerdrop == 0.3
+
+
+def test_a_clip_is_read_the_same_alone_and_beside_a_longer_one(build, task, layer_norm_checkpoint):
+    """What the model makes of the padding behind a clip is no part of its hypothesis."""
+    model, feature_extractor, _ = build(layer_norm_checkpoint)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)  # so that something else than one token is heard everywhere
+    model.eval()
+    clips = [np.random.default_rng(seed).standard_normal(length) for seed, length in enumerate((7000, 24000))]
+    step, heard = FinetuningStep(model, task, 0), []
+    for given in (clips, clips[:1]):
+        batch = {
+            **feature_extractor(given, sampling_rate=16000, padding=True, return_tensors="pt"),
+            "names": ["short", "long"][: len(given)],
+            "texts": ["stop", "stop"][: len(given)],
+        }
+        with torch.no_grad():
+            heard.append(step.collect(step.forward(model, batch), batch)[0]["prediction"])
+    assert heard[0] == heard[1] != ""
+
+
+def test_no_loss_is_infinite(build, task, group_norm_checkpoint):
+    """Even where more characters than frames slip through, as in an evaluation."""
+    model, _, _ = build(group_norm_checkpoint)
+    labels = torch.tensor([task.encode({"text": "stop " * 20})])
+    loss = model.eval()(torch.randn(1, 4000), labels=labels).loss
+    assert loss == 0
+
+
+WORDS = {"low": [300], "high": [2400], "up": [300, 2400], "down": [2400, 300]}
+
+
+def test_four_tone_words_are_learned_by_heart(sound, labeled_folder, finetune_args, tmp_path, capsys):
+    """Bad rows beside them are skipped by name: empty, too long for its frames, not audio."""
+    clips = {f"{word}_{index}.wav": sound(pitches, 0.6, index) for word, pitches in WORDS.items() for index in range(2)}
+    metadata = {name: {"said": name.split("_")[0].title() + "!"} for name in clips}
+    clips |= {"empty.wav": sound([500], 0.6, 0), "long.wav": sound([500], 0.2, 0)}
+    metadata |= {"empty.wav": {"said": "?!"}, "long.wav": {"said": "wood " * 20}}
+    argv = finetune_args(
+        "ctc",
+        labeled_folder(clips, metadata),
+        text_column_name="said",
+        eval_split_name="train",
+        test_split_name="train",
+        random_weights=True,
+        learning_rate=5e-3,
+        max_steps=200,
+        eval_steps=50,
+        batch_seconds=5,
+        config_overrides={"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "hidden_dropout": 0.0, "layerdrop": 0.0},
+    )
+    results = run_finetune.main(argv)
+    predictions = read_json(tmp_path / "out" / "predictions_train.json")["predictions"]
+    print(results, predictions)
+    assert np.isfinite(results["train_loss"])
+    learned = [item for item in predictions if item["name"] != "long.wav"]
+    assert [item["prediction"] for item in learned] == [item["reference"] for item in learned]
+    assert len(learned) == 8
+    skipped = read_json(tmp_path / "out" / "data_report.json")["skipped_recordings"]
+    assert skipped["empty.wav"] == "empty transcript"
+    assert skipped["long.wav"].startswith("the transcript needs")
+    processor = Wav2Vec2Processor.from_pretrained(tmp_path / "out")
+    assert processor.tokenizer.get_vocab().keys() >= set("lowhighupdn")

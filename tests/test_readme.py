@@ -1,0 +1,60 @@
+"""Every command of every README parses, every file that one names exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from acoustic.config import parse_finetuning, parse_pretraining
+
+ROOT = Path(__file__).parents[1]
+READMES = [ROOT / "README.md", *sorted((ROOT / "recipes").rglob("README.md"))]
+PARSERS = {"run_pretrain.py": parse_pretraining, "run_finetune.py": parse_finetuning}
+
+
+def commands() -> list:
+    """The lines of all shell blocks, continuation lines joined, comments left out."""
+    found = []
+    for readme in READMES:
+        for block in re.findall(r"```bash\n(.*?)```", readme.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words:
+                    found.append(pytest.param(words, id=f"{readme.relative_to(ROOT)}: {' '.join(words)[:60]}"))
+    return found
+
+
+def test_there_are_commands():
+    assert len(commands()) >= 10
+
+
+@pytest.mark.parametrize("words", commands())
+def test_command_parses(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    script = next((word for word in words if word in PARSERS), None)
+    if script and "--help" not in words:
+        PARSERS[script]([*words[words.index(script) + 1 :], "--use_cpu", "true"])
+        if words[0] == "accelerate":
+            check_launcher(words[2 : words.index(script)])
+    elif words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(words[1:]) <= set(targets)
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+    else:
+        assert words[0] in ("source", "git", "cd", "sudo"), f"no check for {words}"
+
+
+def check_launcher(options: list[str]) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    args = launch_command_parser().parse_args([*options, "script.py"])
+    assert args.config_file is None or Path(args.config_file).is_file()
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_images_lead_somewhere(readme):
+    targets = re.findall(r"\]\(([^)#]+)\)", readme.read_text())
+    missing = [target for target in targets if "://" not in target and not (readme.parent / target).exists()]
+    assert not missing
