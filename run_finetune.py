@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> dict:
         held_out = open_labeled(data_args, args, data_args.eval_split_name)
     else:
         rows, held_out = hold_out(rows, data_args.validation_split_percentage)
+    # Opened before training, so that a split that isn't there costs no hours.
+    tests = {split: open_labeled(data_args, args, split) for split in data_args.test_split_name}
     task = TASKS[args.task](rows, data_args)
     rows = task.subset(rows, data_args.labels_per_class, args.seed)
     model, feature_extractor, notes = task.build(model_args, args.random_weights, setup.total_seconds(rows))
@@ -62,10 +64,8 @@ def main(argv: list[str] | None = None) -> dict:
     trainer.train(resume_from_checkpoint=checkpoint)
 
     results, tested = {}, {}
-    for split in data_args.test_split_name:
-        test_stream = setup.make_stream(
-            open_labeled(data_args, args, split), eval_plan, collate, train=False, **stream
-        )
+    for split, test_rows in tests.items():
+        test_stream = setup.make_stream(test_rows, eval_plan, collate, train=False, **stream)
         results.update(trainer.evaluate(test_stream, metric_key_prefix=split))
         tested[split] = task.last
     setup.finish(trainer, task.processing_class(feature_extractor))

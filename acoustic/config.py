@@ -119,7 +119,7 @@ class RunArguments(TrainingArguments):
     logging_steps: float = option(10, "log every so many updates")
     logging_first_step: bool = option(True, "log the first update too")
     logging_nan_inf_filter: bool = option(False, "hide non-finite losses from the log (costs a device sync per step)")
-    eval_strategy: str = option("steps", "no | steps")
+    eval_strategy: str = option("steps", "evaluate every eval_steps updates ('steps') or never ('no')")
     save_total_limit: int | None = option(2, "checkpoints to keep")
     dataloader_num_workers: int = option(
         2, "processes that decode audio, per device; 0 decodes in the training process"
@@ -288,7 +288,8 @@ RecipeLoader.add_implicit_resolver(
 
 def check_known(key: str, known: set[str], where: str) -> None:
     if key not in known:
-        near = difflib.get_close_matches(key, sorted(known), n=1)
+        longer = sorted((name for name in known if name.startswith(f"{key}_")), key=lambda name: (len(name), name))[:1]
+        near = longer or difflib.get_close_matches(key, sorted(known), n=1)
         raise UserError(f"unknown option {key!r} ({where})" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 

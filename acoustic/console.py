@@ -16,7 +16,9 @@ def one_line_errors():
         yield
     except UserError as error:
         if is_main_process():
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            # torch puts the traceback of a data worker in front of the message.
+            message = str(error).rsplit(f"{UserError.__name__}: ", 1)[-1]
+            print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

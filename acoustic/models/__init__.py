@@ -108,6 +108,11 @@ def check_architecture(config) -> None:
             f"config_overrides: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
             f"{config.num_attention_heads}"
         )
+    if config.codevector_dim % config.num_codevector_groups:
+        raise UserError(
+            f"config_overrides: codevector_dim {config.codevector_dim} is not a multiple of num_codevector_groups "
+            f"{config.num_codevector_groups}"
+        )
     if config.hidden_size % config.num_conv_pos_embedding_groups:
         raise UserError(
             f"config_overrides: hidden_size {config.hidden_size} is not a multiple of num_conv_pos_embedding_groups "

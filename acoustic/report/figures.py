@@ -59,7 +59,8 @@ def pretraining_curves(output_dir: str, history: list[dict], *, num_negatives: i
         for axis, key in ((loss, "contrastive_loss"), (accuracy, "accuracy"), (perplexity, "code_perplexity")):
             draw(axis, history, key, "training", color=INK, linewidth=1.2)
             draw(axis, history, f"eval_{key}", "held out", color=ACCENT, marker="o", markersize=3, linewidth=1.2)
-            axis.legend()
+            if axis.lines:
+                axis.legend()
         loss.set_title("contrastive loss (nats per masked frame)")
         level(loss, math.log(num_negatives + 1), "chance")
         accuracy.set_title(f"accuracy among {num_negatives} negatives")
@@ -102,7 +103,8 @@ def finetuning_curves(output_dir: str, history: list[dict], metric: str) -> Path
             loss.annotate(
                 "encoder released", (released, 0.98), xycoords=("data", "axes fraction"), fontsize=7, color=FAINT
             )
-        loss.legend()
+        if loss.lines:
+            loss.legend()
         if has_metric:
             draw(axes[0, 1], history, f"eval_{metric}", metric, color=ACCENT, marker="o", markersize=3, linewidth=1.2)
             axes[0, 1].set_title(f"held-out {metric}")
@@ -172,6 +174,8 @@ def compare_starts(output_dir: str, rows: list[dict], splits: tuple[str, ...], c
                 groups = [[r[split] for r in rows if (r["start"], r["budget"]) == (start, b)] for b in budgets]
                 means = np.array([np.mean(group) for group in groups])
                 ranges = [means - [min(g) for g in groups], [max(g) for g in groups] - means]
+                # The mean of equal values can be a rounding error below them, and an error bar may not be negative.
+                ranges = np.maximum(ranges, 0)
                 places = np.arange(len(budgets)) + (index - (len(starts) - 1) / 2) * 0.25
                 axis.bar(places, means, 0.22, color=(FAINT, ACCENT, INK)[index % 3], label=start, alpha=0.9)
                 axis.errorbar(places, means, ranges, fmt="none", ecolor="black", capsize=3, linewidth=1)

@@ -16,12 +16,16 @@ def build_with_head(auto_class, model_args, random_weights: bool, overrides: dic
         model = auto_class.from_config(config)
         return model, feature_extractor, [f"model: the architecture of {name} with random weights (the control)"]
     model, info = load_weights(auto_class, name, revision, config, ignore_mismatched_sizes=True)
-    encoder = [key for key in info["missing_keys"] if key.startswith(model.base_model_prefix + ".")]
+    missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    encoder = [key for key in sorted(missing) if key.startswith(model.base_model_prefix + ".")]
     # masked_spec_embed is only there when a checkpoint was trained with masks.
     lost = [key for key in encoder if not key.endswith("masked_spec_embed")]
     if lost:
-        raise UserError(f"model_name_or_path: {name!r} lacks weights of the encoder: {', '.join(lost[:3])}, ...")
-    fresh = sorted({key.split(".")[0] for key in info["missing_keys"] if key not in encoder})
+        raise UserError(
+            f"model_name_or_path: {name!r} lacks weights of the encoder, or has them in another size: "
+            f"{', '.join(lost[:3])}, ..."
+        )
+    fresh = sorted({key.split(".")[0] for key in missing if key not in encoder})
     notes = [f"model: encoder from {name}"]
     if fresh:
         notes.append(f"new head with random weights: {', '.join(fresh)}")

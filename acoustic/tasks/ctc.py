@@ -107,7 +107,9 @@ class CTC:
             "ctc_loss_reduction": "sum",
             "ctc_zero_infinity": True,
         }
-        return build_with_head(self.auto_class, model_args, random_weights, overrides)
+        model, feature_extractor, notes = build_with_head(self.auto_class, model_args, random_weights, overrides)
+        self.output_lengths = model._get_feat_extract_output_lengths
+        return model, feature_extractor, notes
 
     def processing_class(self, feature_extractor):
         return transformers.Wav2Vec2Processor(feature_extractor=feature_extractor, tokenizer=self.tokenizer)
@@ -138,7 +140,12 @@ class CTC:
 
     def predictions(self, logits: torch.Tensor, batch: dict) -> list[dict]:
         """Greedy decoding. References keep the characters that the vocabulary doesn't know: they count as errors."""
-        hypotheses = self.tokenizer.batch_decode(logits.argmax(-1).cpu().numpy())
+        tokens = logits.argmax(-1).cpu()
+        if "attention_mask" in batch:
+            # What the model makes of the padding behind a clip is not part of its hypothesis.
+            lengths = self.output_lengths(batch["attention_mask"].sum(-1)).cpu()
+            tokens[torch.arange(tokens.shape[1]) >= lengths[:, None]] = self.vocabulary[PAD]
+        hypotheses = self.tokenizer.batch_decode(tokens.numpy())
         return [
             {"name": name, "prediction": hypothesis, "reference": normalize(text)}
             for name, hypothesis, text in zip(batch["names"], hypotheses, batch["texts"])
@@ -161,9 +168,9 @@ class CTC:
         if empty <= BLANK_PHASE:
             return []
         return [
-            f"after {updates} updates {empty:.0%} of the hypotheses are empty: CTC emits only blanks at first, that is usual. "
-            "If it lasts, train longer (max_steps), raise learning_rate, lower freeze_encoder_steps, or look whether the "
-            "transcripts belong to their audio"
+            f"after {updates} updates {empty:.0%} of the hypotheses are empty: CTC emits only blanks at first, that "
+            "is usual. If it lasts, train longer (max_steps), raise learning_rate, lower freeze_encoder_steps, or see "
+            "whether the transcripts belong to their audio"
         ]
 
     def readable(self, collected: list[dict]) -> list[dict]:

@@ -124,12 +124,10 @@ def limit_seconds(rows, plan, max_seconds: float):
     for index in order:
         if total >= max_seconds:
             break
-        try:
+        kept.append(index)  # one that can't be used as well: the evaluation skips it and the report names it
+        with contextlib.suppress(Skip):
             total += sum(window.seconds for window in plan(rows[index], read_header(rows[index]["audio"]), None))
-            kept.append(index)
-        except Skip:
-            continue
-    return rows.take(kept) if kept else None
+    return rows.take(kept) if total else None
 
 
 def choose_best(args, task):

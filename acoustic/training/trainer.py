@@ -108,7 +108,9 @@ class AcousticTrainer(Trainer):
         elapsed = time.perf_counter() - self.last_log
         audio = float(self.accelerator.reduce(torch.tensor(self.audio_seconds, device=self.args.device), "sum"))
         # From the log, which a checkpoint keeps: a resumed run counts on.
-        before = next((entry["hours_seen"] for entry in reversed(self.state.log_history) if "hours_seen" in entry), 0.0)
+        before = next(
+            (entry["hours_seen"] for entry in reversed(self.state.log_history) if "hours_seen" in entry), 0.0
+        )
         self.hours_seen = before + audio / 3600
         wait_fraction = min(self.wait_seconds / elapsed, 1.0)
         self.audio_seconds = self.wait_seconds = 0.0
@@ -154,7 +156,9 @@ class AcousticTrainer(Trainer):
     def without_targets(self, split: str) -> dict[str, float]:
         """Means over nothing would read as a perfect loss of 0."""
         if self.args.load_best_model_at_end and split == "eval":
-            raise UserError("eval_split_name: none of the held-out clips can be used, so no checkpoint can be chosen by them")
+            raise UserError(
+                "eval_split_name: none of the held-out clips can be used, so no checkpoint can be chosen by them"
+            )
         say(f"nothing to evaluate: none of the recordings of {split!r} can be used")
         return {}
 

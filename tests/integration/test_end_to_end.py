@@ -50,16 +50,48 @@ def world(tmp_path_factory):
 
 def test_pretrain_finetune_load_predict(world, tmp_path, tiny_config):
     pretrained, classifier, recognizer = (str(tmp_path / name) for name in ("pretrained", "classifier", "recognizer"))
-    shared = ["--dataset_name", str(world), "--use_cpu", "true", "--dataloader_num_workers", "0", "--disable_tqdm", "true"]
+    shared = [
+        "--dataset_name",
+        str(world),
+        "--use_cpu",
+        "true",
+        "--dataloader_num_workers",
+        "0",
+        "--disable_tqdm",
+        "true",
+    ]
     shared += ["--batch_seconds", "20", "--logging_steps", "5"]
     run_pretrain.main(
         [*shared, "--output_dir", pretrained, "--max_steps", "10", "--config_overrides", json.dumps(tiny_config)]
         + ["--max_duration_in_seconds", "2", "--eval_steps", "5"]
     )
-    tune = [*shared, "--model_name_or_path", pretrained, "--freeze_feature_encoder", "false", "--freeze_encoder_steps", "0"]
-    tune += ["--learning_rate", "3e-3", "--config_overrides", json.dumps({"mask_time_prob": 0.0, "mask_feature_prob": 0.0})]
+    tune = [
+        *shared,
+        "--model_name_or_path",
+        pretrained,
+        "--freeze_feature_encoder",
+        "false",
+        "--freeze_encoder_steps",
+        "0",
+    ]
+    tune += [
+        "--learning_rate",
+        "3e-3",
+        "--config_overrides",
+        json.dumps({"mask_time_prob": 0.0, "mask_feature_prob": 0.0}),
+    ]
     classified = run_finetune.main(
-        [*tune, "--task", "classification", "--output_dir", classifier, "--max_steps", "30", "--test_split_name", "train"]
+        [
+            *tune,
+            "--task",
+            "classification",
+            "--output_dir",
+            classifier,
+            "--max_steps",
+            "30",
+            "--test_split_name",
+            "train",
+        ]
     )
     assert classified["train_accuracy"] == 1.0
     run_finetune.main(

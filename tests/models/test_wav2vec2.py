@@ -1,4 +1,4 @@
-"""Our forward against transformers' `Wav2Vec2ForPreTraining`: the same weights, masks and negatives, the same numbers."""
+"""Our forward against transformers' `Wav2Vec2ForPreTraining`: same weights, masks and negatives, same numbers."""
 
 import pytest
 import torch
@@ -41,15 +41,13 @@ def make_batch(model, negatives_from="masked", windows=3, seconds=1.2):
     pitch = torch.rand(windows, 1, generator=generator) * 2000
     sweep = torch.sin(2 * torch.pi * (pitch + 1500 * time) * time)
     input_values = sweep + 0.3 * torch.randn(windows, len(time), generator=generator)
-    targets = model.draw_targets(
-        input_values, generator, mask_prob=0.65, mask_length=5, negatives_from=negatives_from
-    )
+    targets = model.draw_targets(input_values, generator, mask_prob=0.65, mask_length=5, negatives_from=negatives_from)
     return {"input_values": input_values, **targets}
 
 
 def assert_same_losses(ours, theirs):
     for name in ("loss", "contrastive_loss", "diversity_loss", "codevector_perplexity"):
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
 def assert_same_gradients(ours, theirs, at_least: float):
@@ -61,7 +59,7 @@ def assert_same_gradients(ours, theirs, at_least: float):
         right = other.grad if other.grad is not None else torch.zeros_like(other)
         scale = right.abs().max().item()
         names += scale > 0
-        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3 * scale + 1e-6, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3 * scale + 1e-6, msg=name)
     assert names >= at_least * len(list(ours.parameters()))
 
 

@@ -75,6 +75,8 @@ def rows_of():
 
     def make(column: str, values: list):
         assert column in ("text", "label")
-        return SimpleNamespace(columns=lambda wanted: iter(values if wanted == column else []), description="some rows")
+        return SimpleNamespace(
+            columns=lambda wanted: iter(values if wanted == column else []), description="some rows"
+        )
 
     return make

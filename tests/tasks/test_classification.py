@@ -1,10 +1,10 @@
 """Classes from labels alone, label budgets, what is skipped by name, scores, and a toy set learned by heart."""
 
 import pytest
-import run_finetune
 import torch
 from sklearn.metrics import f1_score
 
+import run_finetune
 from acoustic.config import parse_finetuning
 from acoustic.console import UserError
 from acoustic.data.headers import Header, Skip
@@ -35,7 +35,9 @@ def test_numbers_are_labels_too(rows_of):
     assert Classification(rows_of("label", [3, 11, 3]), None).classes == ["11", "3"]
 
 
-@pytest.mark.parametrize(("labels", "words"), [([None, ""], "has no labels"), (["a", "a", None], "a single class, 'a'")])
+@pytest.mark.parametrize(
+    ("labels", "words"), [([None, ""], "has no labels"), (["a", "a", None], "a single class, 'a'")]
+)
 def test_nothing_to_learn(rows_of, labels, words):
     with pytest.raises(UserError, match=words):
         Classification(rows_of("label", labels), None)

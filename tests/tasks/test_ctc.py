@@ -3,10 +3,10 @@
 import jiwer
 import numpy as np
 import pytest
-import run_finetune
 import torch
 from transformers import Wav2Vec2Processor
 
+import run_finetune
 from acoustic.config import parse_finetuning
 from acoustic.console import UserError
 from acoustic.data.headers import Header, Skip
@@ -111,7 +111,7 @@ def test_what_can_not_be_trained_on_is_skipped(task):
     header = Header(frames=16000, rate=16000, channels=1)
     train, evaluation = (task.plan(LIMITS, lambda seconds: 5, train) for train in (True, False))
     assert len(train({"text": "stop"}, header, None)) == 1
-    with pytest.raises(Skip, match="the transcript needs 6 frames, the audio has 5"):
+    with pytest.raises(Skip, match="the transcript needs 7 frames, the audio has 5"):
         train({"text": "don't!!t"}, header, None)
     assert len(evaluation({"text": "don't!!t"}, header, None)) == 1  # it counts, as errors
     for plan in (train, evaluation):
@@ -157,7 +157,15 @@ def test_the_blank_phase_is_explained(task, group_norm_checkpoint, capsys, empty
     step.metrics(collected(empty))
     out = capsys.readouterr().out
     assert out.count("\n") == said
-    words = ["after 7 updates", "only blanks", "usual", "max_steps", "learning_rate", "freeze_encoder_steps", "transcripts"]
+    words = [
+        "after 7 updates",
+        "only blanks",
+        "usual",
+        "max_steps",
+        "learning_rate",
+        "freeze_encoder_steps",
+        "transcripts",
+    ]
     assert all(word in out for word in words) is said
 
 
@@ -215,6 +223,12 @@ def test_a_clip_is_read_the_same_alone_and_beside_a_longer_one(build, task, laye
     assert heard[0] == heard[1] != ""
 
 
+def test_an_encoder_of_another_size_is_refused(build, group_norm_checkpoint):
+    """It would silently start from random weights."""
+    with pytest.raises(UserError, match="lacks weights of the encoder, or has them in another size"):
+        build(group_norm_checkpoint, config_overrides='{"intermediate_size": 48}')
+
+
 def test_no_loss_is_infinite(build, task, group_norm_checkpoint):
     """Even where more characters than frames slip through, as in an evaluation."""
     model, _, _ = build(group_norm_checkpoint)
@@ -228,7 +242,9 @@ WORDS = {"low": [300], "high": [2400], "up": [300, 2400], "down": [2400, 300]}
 
 def test_four_tone_words_are_learned_by_heart(sound, labeled_folder, finetune_args, tmp_path, capsys):
     """Bad rows beside them are skipped by name: empty, too long for its frames, not audio."""
-    clips = {f"{word}_{index}.wav": sound(pitches, 0.6, index) for word, pitches in WORDS.items() for index in range(2)}
+    clips = {
+        f"{word}_{index}.wav": sound(pitches, 0.6, index) for word, pitches in WORDS.items() for index in range(2)
+    }
     metadata = {name: {"said": name.split("_")[0].title() + "!"} for name in clips}
     clips |= {"empty.wav": sound([500], 0.6, 0), "long.wav": sound([500], 0.2, 0)}
     metadata |= {"empty.wav": {"said": "?!"}, "long.wav": {"said": "wood " * 20}}
@@ -247,7 +263,6 @@ def test_four_tone_words_are_learned_by_heart(sound, labeled_folder, finetune_ar
     )
     results = run_finetune.main(argv)
     predictions = read_json(tmp_path / "out" / "predictions_train.json")["predictions"]
-    print(results, predictions)
     assert np.isfinite(results["train_loss"])
     learned = [item for item in predictions if item["name"] != "long.wav"]
     assert [item["prediction"] for item in learned] == [item["reference"] for item in learned]

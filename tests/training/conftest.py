@@ -22,7 +22,13 @@ NO_NOISE = {
     "feat_quantizer_dropout": 0.0,
     "layerdrop": 0.0,
 }
-SGD = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 0.0}
+SGD = {
+    "optim": "sgd",
+    "learning_rate": 0.1,
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.0,
+}
 
 
 class Batches(IterableDataset):
@@ -54,9 +60,11 @@ def model(group_norm_checkpoint):
 
 @pytest.fixture
 def make_trainer(tmp_path):
-    """make(model, batches, step=GivenTargets, eval_batches=None, **PretrainingArguments) -> AcousticTrainer."""
+    """make(model, batches, step, eval_batches, args_class, **arguments) -> AcousticTrainer; one update unless told."""
 
-    def make(model, batches, step=GivenTargets, eval_batches=None, **changed) -> AcousticTrainer:
+    def make(
+        model, batches, step=GivenTargets, eval_batches=None, args_class=PretrainingArguments, **changed
+    ) -> AcousticTrainer:
         settings = {
             "output_dir": str(tmp_path / "out"),
             "use_cpu": True,
@@ -70,7 +78,7 @@ def make_trainer(tmp_path):
             **SGD,
             **changed,
         }
-        args = PretrainingArguments(**settings)
+        args = args_class(**settings)
         return AcousticTrainer(
             model=model,
             args=args,
@@ -94,7 +102,8 @@ def pretrain_args(audio_folder, tiny_config, tmp_path):
 
     def args(**changed) -> list[str]:
         options = {
-            "dataset_name": changed.pop("dataset_name", None) or audio_folder(8, seconds=[1.1 + 0.2 * i for i in range(8)]),
+            "dataset_name": changed.pop("dataset_name", None)
+            or audio_folder(8, seconds=[1.1 + 0.2 * i for i in range(8)]),
             "output_dir": tmp_path / "out",
             "config_overrides": json.dumps(tiny_config),
             "min_duration_in_seconds": 0.5,

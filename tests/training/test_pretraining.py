@@ -61,7 +61,7 @@ def test_the_papers_temperature(step):
 
 
 def test_means_are_per_masked_frame(step):
-    totals = {name: 30.0 for name in PretrainingStep(None, None).sum_names} | {"targets": 10.0, "frames": 40.0}
+    totals = dict.fromkeys(PretrainingStep(None, None).sum_names, 30.0) | {"targets": 10.0, "frames": 40.0}
     means = step().means(totals)
     assert means.pop("masked_fraction") == 0.25
     assert set(means.values()) == {3.0}

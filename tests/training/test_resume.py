@@ -10,7 +10,6 @@ from acoustic.console import UserError
 from acoustic.report.record import read_json
 from acoustic.training.resume import find_checkpoint
 
-
 COMPARED = ("loss", "accuracy", "grad_norm", "learning_rate", "gumbel_temperature", "masked_fraction", "hours_seen")
 
 
@@ -46,9 +45,7 @@ def folder(tmp_path):
 
 
 def arguments(folder, resume=None, overwrite=False):
-    return SimpleNamespace(
-        output_dir=str(folder), resume_from_checkpoint=resume, overwrite_output_dir=overwrite
-    )
+    return SimpleNamespace(output_dir=str(folder), resume_from_checkpoint=resume, overwrite_output_dir=overwrite)
 
 
 def test_true_is_the_newest(folder):

@@ -1,0 +1,56 @@
+"""Waveforms -> the model's inputs, scaled as the model's feature extractor says."""
+
+import numpy as np
+import torch
+
+from acoustic.data.windows import Window
+
+
+class CropToShortest:
+    """Pretraining: one rectangle without padding or attention mask; longer windows lose a random part to the shortest.
+
+    Returns {"input_values": (batch, samples) float32}.
+    """
+
+    def __init__(self, feature_extractor, random: bool):
+        self.feature_extractor, self.random = feature_extractor, random
+
+    def __call__(self, windows: list[Window], waveforms: list[np.ndarray], generator: np.random.Generator) -> dict:
+        length = min(map(len, waveforms))
+        starts = [generator.integers(len(w) - length + 1) if self.random else 0 for w in waveforms]
+        cropped = [waveform[start : start + length] for waveform, start in zip(waveforms, starts)]
+        return {"input_values": extract(self.feature_extractor, cropped)["input_values"]}
+
+
+class PadToLongest:
+    """Fine-tuning: padded to the longest, with an attention mask where the feature extractor gives one.
+
+    `encode(row)` gives the label of a row: an int, or a list of ints that is padded with -100.
+    Returns {"input_values": (batch, samples), "labels": (batch,) or (batch, tokens), ["attention_mask"], "names",
+    "texts"}.
+    """
+
+    def __init__(self, feature_extractor, encode):
+        self.feature_extractor, self.encode = feature_extractor, encode
+
+    def __call__(self, windows: list[Window], waveforms: list[np.ndarray], generator: np.random.Generator) -> dict:
+        labels = [torch.tensor(self.encode(window.row)) for window in windows]
+        if labels[0].dim():
+            labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+        else:
+            labels = torch.stack(labels)
+        rows = [window.row for window in windows]
+        return {
+            **extract(self.feature_extractor, waveforms),
+            "labels": labels,
+            "names": [row["name"] for row in rows],
+            "texts": [row["text"] for row in rows],
+        }
+
+
+def extract(feature_extractor, waveforms: list[np.ndarray]) -> dict:
+    """The feature extractor's own scaling and padding; its rate is the rate at which the audio was read."""
+    features = feature_extractor(
+        waveforms, sampling_rate=feature_extractor.sampling_rate, padding=True, return_tensors="pt"
+    )
+    return dict(features)

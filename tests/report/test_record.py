@@ -1,0 +1,129 @@
+"""run.json and data_report.json: complete, bounded, without secrets."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import run_pretrain
+from acoustic.config import parse_pretraining
+from acoustic.report.record import MAX_LISTED, command_line, read_json, write_data_report, write_json, write_run
+
+SECRET = "hf_AbCdEfGhIjKl"
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    """record(argv) -> (run.json's content, its text), as a script called with `argv` writes it."""
+
+    def make(argv: list[str]) -> tuple[dict, str]:
+        argv = ["--dataset_name", "sounds", "--output_dir", str(tmp_path), "--use_cpu", "true", *argv]
+        monkeypatch.setattr(sys, "argv", ["/somewhere/run_pretrain.py", *argv])
+        model_args, data_args, args = parse_pretraining(argv)
+        write_run(str(tmp_path), args, (model_args, data_args), ["a note"], 12.34)
+        return read_json(tmp_path / "run.json"), (tmp_path / "run.json").read_text()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "words", [["--hub_token", SECRET], [f"--hub_token={SECRET}"], ["--hub-token", SECRET], [f"--hub-token={SECRET}"]]
+)
+def test_no_token_is_written(record, words):
+    content, text = record(words)
+    assert SECRET not in text
+    assert "***" in content["command"]
+
+
+def test_the_command_and_what_was_given_are_there(record):
+    content, _ = record(["--max_steps", "7", "--config_overrides", '{"num_negatives": 5}'])
+    assert content["command"].startswith("run_pretrain.py --dataset_name sounds")
+    assert content["settings"]["max_steps"] == 7
+    assert content["settings"]["config_overrides"] == {"num_negatives": 5}
+    assert set(content["settings"]) == {"dataset_name", "output_dir", "use_cpu", "max_steps", "config_overrides"}
+    assert content["notes"] == ["a note"]
+    assert content["wall_seconds"] == 12.3
+    assert content["seed"] == 42
+    assert content["processes"] == 1
+    assert content["hardware"]["processor"]
+    assert set(content["versions"]) == {
+        "python",
+        "torch",
+        "torchaudio",
+        "transformers",
+        "datasets",
+        "accelerate",
+        "soundfile",
+    }
+
+
+def test_the_commit_is_that_of_the_package_whatever_the_folder(record, tmp_path, monkeypatch):
+    here = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    monkeypatch.chdir(tmp_path)
+    assert here and here in record([])[0]["commit"]
+
+
+def test_the_command_can_be_pasted_into_a_shell(monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["run_pretrain.py", "--dataset_name", "my sounds", "--config_overrides", '{"a": 1}']
+    )
+    assert command_line() == """run_pretrain.py --dataset_name 'my sounds' --config_overrides '{"a": 1}'"""
+
+
+def test_the_data_report_is_bounded(tmp_path):
+    """A million unreadable files must not make a file of 100 MB; the counts stay whole."""
+    skipped = {f"{index:05d}.wav": f"{index / 100} s is shorter than 1" for index in range(5000)}
+    skipped |= {f"x{index}.wav": "empty file" for index in range(3)}
+    write_data_report(str(tmp_path), {"train": "sounds"}, 1.23456, skipped)
+    report = read_json(tmp_path / "data_report.json")
+    assert report["skipped"] == 5003
+    assert report["hours_seen"] == 1.2346
+    assert len(report["skipped_recordings"]) == MAX_LISTED
+    assert sum(report["skipped_by_reason"].values()) == 5003
+    assert report["skipped_by_reason"]["empty file"] == 3
+    assert len(report["skipped_by_reason"]) == 2
+
+
+def test_reasons_of_every_kind_are_bounded_too(tmp_path):
+    write_data_report(str(tmp_path), {}, 0, {f"{index}.wav": f"class {chr(200 + index)!r}" for index in range(200)})
+    assert len(read_json(tmp_path / "data_report.json")["skipped_by_reason"]) == 50
+
+
+def test_json_of_a_missing_file_is_empty(tmp_path):
+    assert read_json(tmp_path / "none.json") == {}
+    write_json(tmp_path / "some.json", {"path": tmp_path})
+    assert read_json(tmp_path / "some.json") == {"path": str(tmp_path)}
+
+
+def test_a_run_leaves_everything_behind(audio_folder, tiny_config, tmp_path):
+    folder = audio_folder(5, seconds=1.2)
+    (folder / "empty.wav").write_bytes(b"")
+    out = tmp_path / "out"
+    options = {
+        "dataset_name": folder,
+        "output_dir": out,
+        "config_overrides": json.dumps(tiny_config),
+        "max_steps": 2,
+        "logging_steps": 1,
+        "batch_seconds": 3,
+        "max_duration_in_seconds": 2,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    results = run_pretrain.main([word for key, value in options.items() for word in (f"--{key}", str(value))])
+    names = (
+        "README.md all_results.json config.json data_report.json figures model.safetensors preprocessor_config.json"
+    )
+    assert {*names.split(), "run.json", "trainer_state.json"} <= {path.name for path in out.iterdir()}
+    assert not list(out.rglob("training_args.bin"))
+    assert read_json(out / "all_results.json") == json.loads(json.dumps(results))
+    report = read_json(out / "data_report.json")
+    assert report["skipped_recordings"] == {"empty.wav": "empty file"}
+    seconds = results["hours_seen"] * 3600
+    assert 2 * 1.2 <= seconds <= 2 * 3.01
+    card = (out / "README.md").read_text()
+    assert "figures/pretraining.png" in card and "1 recordings" in card
+    assert f"{results['eval_contrastive_loss']:.4g}" in card

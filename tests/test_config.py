@@ -1,0 +1,279 @@
+"""Command line over YAML over defaults; a mistake is one line that names the key; every option says what it does."""
+
+import dataclasses
+import re
+
+import pytest
+
+import run_finetune
+import run_pretrain
+from acoustic import config
+from acoustic.config import FINETUNE, PRETRAIN, REPLACED, parse_finetuning, parse_pretraining
+from acoustic.console import UserError, one_line_errors
+
+
+@pytest.fixture
+def base(tmp_path) -> list[str]:
+    return ["--dataset_name", "audio", "--output_dir", str(tmp_path / "out")]
+
+
+@pytest.fixture
+def fine(base) -> list[str]:
+    return [*base, "--model_name_or_path", "somewhere"]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text: str | bytes) -> str:
+        path = tmp_path / "recipe.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write
+
+
+# ---- what wins
+
+
+def test_command_line_over_yaml_over_defaults(recipe, tmp_path):
+    path = recipe(f"dataset_name: there\noutput_dir: {tmp_path}/out\nmask_time_prob: 0.5\nmax_steps: 7\nseed: 1\n")
+    _, data, args = parse_pretraining([path, "--max_steps", "9", "--seed=2"])
+    assert (data.dataset_name, args.mask_time_prob, args.max_steps, args.seed) == ("there", 0.5, 9, 2)
+    assert (args.mask_time_length, data.max_duration_in_seconds, args.learning_rate) == (10, 15.6, 5e-4)
+    assert args.explicit == {"dataset_name", "output_dir", "mask_time_prob", "max_steps", "seed"}
+
+
+def test_values_of_every_type_come_through_yaml(recipe, tmp_path):
+    path = recipe(
+        f"dataset_name: a\noutput_dir: {tmp_path}/out\nmodel_name_or_path: m\ntask: ctc\nlearning_rate: 1e-4\n"
+        "streaming: yes\nlogging_first_step: false\ntest_split_name: [test, shifted]\neval_strategy: no\n"
+        "config_overrides:\n  conv_dim: [8, 8]\n  layer_norm_eps: 1e-6\n  layerdrop: 0.0\n  hidden_act: no\n"
+    )
+    model, data, args = parse_finetuning([path])
+    assert args.learning_rate == 1e-4 and args.task == "ctc" and args.eval_strategy == "no"
+    assert data.streaming is True and args.logging_first_step is False
+    assert data.test_split_name == ["test", "shifted"]
+    assert model.config_overrides == {
+        "conv_dim": [8, 8],
+        "layer_norm_eps": 1e-6,
+        "layerdrop": 0.0,
+        "hidden_act": "no",
+    }
+
+
+def test_config_overrides_on_the_command_line(base):
+    model, *_ = parse_pretraining([*base, "--config_overrides", '{"hidden_size": 32}'])
+    assert model.config_overrides == {"hidden_size": 32}
+    assert parse_pretraining(base)[0].config_overrides == {}
+
+
+def test_hyphens_are_as_good_as_underscores(base):
+    assert parse_pretraining([*base, "--max-steps", "5"])[2].max_steps == 5
+
+
+def test_each_script_has_its_own_defaults(base, fine):
+    _, _, pretraining = parse_pretraining(base)
+    _, data, finetuning = parse_finetuning(fine)
+    assert (pretraining.learning_rate, finetuning.learning_rate) == (5e-4, 5e-5)
+    assert (pretraining.adam_beta2, pretraining.adam_epsilon, pretraining.weight_decay) == (0.98, 1e-6, 0.01)
+    assert finetuning.tri_stage and data.max_duration_in_seconds == 20
+    assert not parse_finetuning([*fine, "--lr_scheduler_type", "linear"])[2].tri_stage
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("mask_time_probability", "mask_time_prob"),
+        ("dataset", "dataset_name"),
+        ("lerning_rate", "learning_rate"),
+        ("batch_second", "batch_seconds"),
+        ("config_override", "config_overrides"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(base, recipe, wrong, nearest):
+    for argv in ([*base, f"--{wrong}", "1"], [*base, f"--{wrong}=1"], [recipe(f"{wrong}: 1\n"), *base]):
+        with pytest.raises(UserError, match=f"unknown option '{wrong}'.*did you mean '{nearest}'"):
+            parse_pretraining(argv)
+
+
+def test_an_option_of_the_other_script_is_unknown(base, fine):
+    with pytest.raises(UserError, match="unknown option 'text_column_name'"):
+        parse_pretraining([*base, "--text_column_name", "text"])
+    with pytest.raises(UserError, match="unknown option 'mask_time_length'"):
+        parse_finetuning([*fine, "--mask_time_length", "10"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("max_steps", "many", "int"),
+        ("learning_rate", "fast", "float"),
+        ("batch_seconds", "long", "float"),
+        ("streaming", "perhaps", "perhaps"),
+        ("objective", "bert", "invalid choice"),
+        ("negatives_from", "space", "invalid choice"),
+        ("eval_strategy", "sometimes", "sometimes"),
+    ],
+)
+def test_a_wrong_type_names_the_key(base, recipe, key, value, words):
+    for argv in ([*base, f"--{key}", value], [recipe(f"{key}: {value}\n"), *base]):
+        with pytest.raises(UserError, match=f"{key}.*{words}|{words}.*steps"):
+            parse_pretraining(argv)
+
+
+def test_a_missing_value_names_the_key(base):
+    with pytest.raises(UserError, match="max_steps: expected one argument"):
+        parse_pretraining([*base, "--max_steps"])
+
+
+def test_a_stray_word(base):
+    with pytest.raises(UserError, match="'recipe.yaml' is no option; write --key value"):
+        parse_pretraining([*base, "recipe.yaml"])
+
+
+IMPOSSIBLE = {
+    "min_duration_in_seconds": ["--min_duration_in_seconds", "0.05"],
+    "max_duration_in_seconds": ["--min_duration_in_seconds", "3", "--max_duration_in_seconds", "5"],
+    "batch_seconds": ["--batch_seconds", "8"],
+    "validation_split_percentage": ["--validation_split_percentage", "100"],
+    "validation_split_percentage ": ["--validation_split_percentage", "-1"],
+    "eval_strategy": ["--eval_strategy", "epoch"],
+    "save_strategy": ["--save_strategy", "epoch"],
+    "mask_time_prob": ["--mask_time_prob", "0"],
+    "mask_time_prob ": ["--mask_time_prob", "1"],
+    "mask_time_length": ["--mask_time_length", "0"],
+    "gumbel_temperature_floor": ["--gumbel_temperature_floor", "3"],
+    "config_overrides": ["--config_overrides", "{oops"],
+    "config_overrides ": ["--config_overrides", "[1]"],
+}
+
+
+@pytest.mark.parametrize("key", IMPOSSIBLE)
+def test_impossible_combinations(base, key):
+    with pytest.raises(UserError, match=key.strip()):
+        parse_pretraining([*base, *IMPOSSIBLE[key]])
+
+
+def test_impossible_combinations_of_finetuning(base, fine):
+    with pytest.raises(UserError, match="model_name_or_path: which pretrained model"):
+        parse_finetuning(base)
+    with pytest.raises(UserError, match="labels_per_class: task ctc has no classes"):
+        parse_finetuning([*fine, "--task", "ctc", "--labels_per_class", "3"])
+
+
+@pytest.mark.parametrize("key", ["dataset_name", "output_dir"])
+def test_what_every_run_needs(base, key):
+    index = base.index(f"--{key}")
+    with pytest.raises(UserError, match=f"^{key}: "):
+        parse_pretraining(base[:index] + base[index + 2 :] if key == "dataset_name" else [*base, "--output_dir="])
+
+
+@pytest.mark.parametrize("key", REPLACED)
+def test_options_that_would_do_nothing_are_refused(base, key):
+    value = {"auto_find_batch_size": "true", "train_sampling_strategy": "random"}.get(key, "1")
+    with pytest.raises(UserError, match=f"^{key}: {re.escape(REPLACED[key])}"):
+        parse_pretraining([*base, f"--{key}", value])
+
+
+# ---- recipes that are none
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1, 2\nb: }", "is not YAML"),
+        (b"\xff\xfe\x00", "is not YAML"),
+        ("- dataset_name\n- output_dir\n", "a recipe is a mapping"),
+        ("[]", "a recipe is a mapping"),
+        ("just words", "a recipe is a mapping"),
+        ("max_steps:\n", "max_steps has no value in .*recipe.yaml; leave the line out"),
+        ("3: 4\n", "unknown option '3'"),
+    ],
+)
+def test_broken_recipes(base, recipe, text, message):
+    with pytest.raises(UserError, match=message):
+        parse_pretraining([recipe(text), *base])
+
+
+def test_an_empty_recipe_changes_nothing(base, recipe):
+    assert parse_pretraining([recipe("# nothing yet\n"), *base])[2].max_steps == -1
+
+
+def test_a_missing_recipe(base, tmp_path):
+    for path in (str(tmp_path / "none.yaml"), str(tmp_path)):
+        with pytest.raises(UserError, match="there is no recipe"):
+            parse_pretraining([path, *base])
+
+
+# ---- help
+
+
+def own_options(dataclasses_) -> set[str]:
+    return {
+        name
+        for cls in dataclasses_
+        for base_class in cls.__mro__
+        if base_class.__module__ == config.__name__
+        for name in base_class.__annotations__
+    }
+
+
+@pytest.mark.parametrize(("script", "dataclasses_"), [(run_pretrain, PRETRAIN), (run_finetune, FINETUNE)])
+def test_help_shows_every_option_of_ours_in_groups(script, dataclasses_, capsys):
+    with pytest.raises(SystemExit) as left, one_line_errors():
+        script.main(["--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    names = own_options(dataclasses_)
+    assert len(names) > 25
+    fields = {field.name: field for cls in dataclasses_ for field in dataclasses.fields(cls)}
+    for name in names:
+        assert re.search(rf"--{name}\b", shown), name
+        text = fields[name].metadata["help"].replace("%%", "%")
+        assert len(text) > 10, name
+        assert " ".join(text.split()[:4]) in " ".join(shown.split()), name
+    for cls in dataclasses_:
+        assert f"{cls.__doc__.splitlines()[0]}:" in shown
+
+
+@pytest.mark.parametrize("dataclasses_", [PRETRAIN, FINETUNE])
+def test_options_with_a_dimension_say_their_unit(dataclasses_):
+    units = {"seconds": "second", "percentage": "percent", "steps": "update", "duration": "second"}
+    fields = {field.name: field for cls in dataclasses_ for field in dataclasses.fields(cls)}
+    checked = 0
+    for name in own_options(dataclasses_):
+        for part, unit in units.items():
+            if part in name.split("_") and name != "logging_first_step":
+                checked += 1
+                assert unit in fields[name].metadata["help"], name
+    assert checked >= 6
+
+
+def test_no_percent_sign_breaks_the_help(capsys):
+    assert config.option(1, "5 % of it").metadata["help"] == "5 %% of it"
+
+
+# ---- how a mistake is shown
+
+
+def test_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as left, one_line_errors():
+        raise UserError("what\n  and where")
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: what and where\n"
+
+
+def test_other_processes_leave_without_a_word(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as left, one_line_errors():
+        raise UserError("once is enough")
+    captured = capsys.readouterr()
+    assert left.value.code == 2 and not captured.err and not captured.out
+
+
+def test_what_is_not_the_users_mistake_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), one_line_errors():
+        1 / 0  # noqa: B018
