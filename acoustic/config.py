@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -135,6 +136,9 @@ class RunArguments(TrainingArguments):
             raise UserError(
                 "eval_strategy and save_strategy: 'steps' or 'no'; the audio stream has no end of an epoch"
             )
+        # Without this, processes that find no GPU would not find each other either: every one would train alone.
+        if "WORLD_SIZE" in os.environ and not torch.cuda.is_available():
+            self.use_cpu = True
         try:
             super().__post_init__()
         except (ValueError, TypeError) as error:
