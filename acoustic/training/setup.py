@@ -34,6 +34,11 @@ def start(args) -> float:
     if not is_main_process():
         args.disable_tqdm = True
         datasets.disable_progress_bars()
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        # What `accelerate launch --cpu --num_processes 2` leaves behind: it starts one process, and says nothing.
+        say(
+            "warning: one process only; accelerate's --cpu starts no more, recipes/accelerate/two_cpu_processes.yaml does"
+        )
     try:
         os.makedirs(args.output_dir, exist_ok=True)
     except OSError as error:

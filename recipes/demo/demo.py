@@ -6,6 +6,7 @@ synthesise -> pretrain -> for each draw of labels: fine-tune the pretrained and 
 import argparse
 import contextlib
 import io
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,9 +20,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+sys.path.insert(0, str(HERE.parents[1]))
 
-import synthesize  # noqa: E402
 
 import run_finetune  # noqa: E402
 import run_pretrain  # noqa: E402
@@ -44,7 +44,9 @@ def main() -> None:
     started = time.perf_counter()
 
     say("\n== 1 of 3: synthesise the sound world")
-    synthesize.main(["--output_dir", DATA, "--hours", str(args.hours)])
+    # A process of its own: its workers would import torch with this one.
+    command = [sys.executable, str(HERE / "synthesize.py"), "--output_dir", DATA, "--hours", str(args.hours)]
+    subprocess.run(command, check=True)
     say("\n== 2 of 3: pretrain on the unlabeled recordings")
     pretrained = f"{OUTPUT}/pretrain"
     options = ["--output_dir", pretrained, "--overwrite_output_dir", "true"]
