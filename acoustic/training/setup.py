@@ -36,9 +36,7 @@ def start(args) -> float:
         datasets.disable_progress_bars()
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         # What `accelerate launch --cpu --num_processes 2` leaves behind: it starts one process, and says nothing.
-        say(
-            "warning: one process only; accelerate's --cpu starts no more, recipes/accelerate/two_cpu_processes.yaml does"
-        )
+        say("warning: accelerate's --cpu starts one process; for two: recipes/accelerate/two_cpu_processes.yaml")
     try:
         os.makedirs(args.output_dir, exist_ok=True)
     except OSError as error:
