@@ -71,7 +71,9 @@ def write_packages(folder, prompts=24):
     folder.mkdir()
     for language, voice in VOICES.items():
         names = [f"digits/n{i}" if i % 2 else f"n{i}" for i in range(prompts)]
-        lines = [f"; {language}", ""] + [f"{name}: {language} words, {i // 10} {i % 10}!" for i, name in enumerate(names)]
+        lines = [f"; {language}", ""] + [
+            f"{name}: {language} words, {i // 10} {i % 10}!" for i, name in enumerate(names)
+        ]
         lines += ["beep: [a tone]", "silence/1: (1 second of silence)", "gone: never recorded", "short: été"]
         recordings = {name: wav_bytes(1 + i % 5 / 10, seed=i) for i, name in enumerate(names)}
         recordings |= {"beep": wav_bytes(1.2), "silence/1": wav_bytes(1.0, 5e-5), "short": wav_bytes(0.3)}

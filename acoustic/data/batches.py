@@ -1,6 +1,7 @@
 """Rows -> windows -> batches. The only place that holds order; audio is decoded when a batch is made, not before."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -130,10 +131,10 @@ class BatchStream(IterableDataset):
                 skipped.append((window.row["name"], str(skip)))
         if not kept:
             return None
-        return {
-            **self.collate(kept, waveforms, generator),
-            "audio_seconds": sum(len(w) for w in waveforms) / self.rate,
-        }
+        batch = self.collate(kept, waveforms, generator)
+        # What the model hears: neither what was cropped away nor padding.
+        samples = min(sum(map(len, waveforms)), math.prod(batch["input_values"].shape))
+        return {**batch, "audio_seconds": samples / self.rate}
 
 
 def as_it_is(batch: dict) -> dict:

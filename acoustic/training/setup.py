@@ -100,6 +100,7 @@ def make_stream(rows, plan, collate, args, *, rate: int, batch_seconds: float, t
 
 def finish(trainer, processing_class) -> None:
     """The model, its preprocessor and the history into output_dir, on one process."""
+    trainer.speed()  # counts the audio heard since the last log
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():

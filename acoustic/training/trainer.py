@@ -29,6 +29,8 @@ class AcousticTrainer(Trainer):
     def __init__(self, *args, step, **kwargs):
         super().__init__(*args, **kwargs)
         self.step = step
+        # Dropout and Gumbel noise of its own for each process; the Trainer has just seeded all of them alike.
+        torch.manual_seed(self.args.seed + self.args.process_index)
         # We scale the loss ourselves: no division by the accumulation steps is due.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True

@@ -19,14 +19,16 @@ NYQUIST = SAMPLE_RATE / 2
 CONTROL_HOP = 32  # samples between the points of speed, load and level curves: 2 ms, well below every lag
 TABLE_SIZE = 2**15  # so fine that reading the nearest entry keeps the 50th harmonic's error at -45 dB
 
-# Shaft rates in Hz. They overlap on purpose: the speed must not tell the component.
+# Shaft rates in Hz of a slow, heavy plant (mills, process compressors, cooling-tower fans: 85 to 500 turns a minute),
+# where a turn, a stroke or a blade is long enough to be heard as an event. They overlap: the speed must not tell the
+# component.
 SPEED_RANGES = {
-    "motor": (15.0, 50.0),
-    "compressor": (9.0, 28.0),
-    "fan": (12.0, 45.0),
-    "pump": (14.0, 50.0),
-    "bearing": (12.0, 50.0),
-    "gear": (10.0, 45.0),
+    "motor": (2.4, 8.0),
+    "compressor": (1.4, 4.5),
+    "fan": (1.9, 7.2),
+    "pump": (2.2, 8.0),
+    "bearing": (1.9, 8.0),
+    "gear": (1.6, 7.2),
 }
 COMPONENTS = tuple(SPEED_RANGES)
 
@@ -155,7 +157,7 @@ def draw_machine(component, rng, shifted=False):
 def draw_geometry(component, rng):
     """What makes the orders (multiples of the shaft rate) of an individual."""
     if component == "motor":
-        return {"pole_pairs": int(rng.integers(1, 4)), "rotor_slots": int(rng.integers(24, 45))}
+        return {"pole_pairs": int(rng.integers(8, 21)), "rotor_slots": int(rng.integers(24, 45))}
     if component == "compressor":
         return {"cylinders": int(rng.integers(1, 4)), "pressure_ratio": round(rng.uniform(2.5, 8.0), 2)}
     if component == "fan":
@@ -191,7 +193,7 @@ def connect_to_the_line(geometry, speed, factors, rng, on_inverter):
         geometry["pole_pairs"] = min(geometry["pole_pairs"], max(1, int(100 / speed)))
         geometry["line_hz"] = round(speed * geometry["pole_pairs"] / (1 - slip), 3)
         return speed, factors
-    line = 50.0 if rng.uniform() < 0.5 or geometry["pole_pairs"] == 1 else 60.0  # 60 / 1 would leave the range
+    line = 50.0 if rng.uniform() < 0.5 else 60.0
     geometry["line_hz"] = line
     return line / geometry["pole_pairs"] * (1 - slip), (0.97, 1.0)  # load only changes the slip
 
@@ -281,38 +283,23 @@ def draw_clip_event(component, rng, seconds, shifted=False):
 
 
 def draw_schedule(rng, seconds, shifted=False):
-    """Two to four machines and their runs: list of (machine, event), in the order of their starts.
-
-    A machine may be coupled to the first one (a motor and what it drives): then it starts and stops with it.
-    """
-    machines = [
-        draw_machine(COMPONENTS[rng.integers(len(COMPONENTS))], rng, shifted) for _ in range(rng.integers(2, 5))
-    ]
-    schedule, first_times = [], None
-    for machine in machines:
-        coupled = first_times is not None and rng.uniform() < 0.35
-        times = delayed(first_times, rng.uniform(0.05, 0.6)) if coupled else draw_times(rng, seconds)
-        first_times = first_times or times
-        for start, stop in times:
-            if (start or 0.0) < seconds - 0.5:
-                stop = stop if stop < seconds else None
-                schedule.append((machine, draw_event(machine, start, stop, seconds, rng)))
+    """A plant with one machine of each component, and their runs: list of (machine, event) in the order of starts."""
+    schedule = []
+    for component in COMPONENTS:
+        machine = draw_machine(component, rng, shifted)
+        for start, stop in draw_times(rng, seconds):
+            schedule.append((machine, draw_event(machine, start, stop, seconds, rng)))
     return sorted(schedule, key=lambda pair: (pair[1]["start"], pair[1]["component"]))
 
 
 def draw_times(rng, seconds):
-    """(on, off) seconds of one machine: some seconds of running, some of silence."""
-    times, running = [], rng.uniform() < 0.3
-    time = 0.0 if running else rng.uniform(0.3, min(7.0, seconds / 2))
-    while time < seconds:
-        stop = time + rng.uniform(2.5, 12.0)
-        times.append((None if running else round(time, 3), round(stop, 3)))
-        time, running = stop + 3.0 + rng.exponential(5.0), False  # 3 s: it must have coasted down
+    """(on, off) seconds of one machine: some seconds of running, more of silence; off is None beyond the recording."""
+    times, time = [], rng.uniform(0.0, min(8.0, seconds / 2))
+    while time < seconds - 0.5:
+        stop = time + rng.uniform(3.0, 7.0)
+        times.append((round(time, 3), round(stop, 3) if stop < seconds else None))
+        time = stop + 3.0 + rng.exponential(9.0)  # 3 s: it must have coasted down
     return times
-
-
-def delayed(times, delay):
-    return [(None if start is None else round(start + delay, 3), round(stop + delay, 3)) for start, stop in times]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from transformers import Wav2Vec2FeatureExtractor
 
 from acoustic.console import UserError
 from acoustic.data.batches import BatchStream, make_loader
+from acoustic.data.collate import CropToShortest
 from acoustic.data.sources import from_files, open_rows
 from acoustic.data.windows import cover
 
@@ -20,7 +22,12 @@ RATE, SECONDS = 16_000, 3.0
 
 def collate(windows, waveforms, generator) -> dict:
     """What the batch holds, instead of a model's inputs."""
-    return {"keys": [(w.row["name"], w.start, w.stop) for w in windows], "longest": max(map(len, waveforms)) / RATE}
+    longest = max(map(len, waveforms))
+    return {
+        "keys": [(w.row["name"], w.start, w.stop) for w in windows],
+        "longest": longest / RATE,
+        "input_values": np.zeros((len(windows), longest)),
+    }
 
 
 def make_stream(rows, *, train=False, seed=0, rank=0, world_size=1, plan=None, batch_seconds=SECONDS) -> BatchStream:
@@ -234,5 +241,22 @@ def test_a_share_that_is_silent_for_an_epoch_is_not_the_end(with_bad_files):
 
 def test_the_loader_hands_batches_on_as_they_are(few):
     (batch, *_) = make_loader(make_stream(few), 0, pin_memory=True)
-    assert set(batch) == {"keys", "longest", "audio_seconds", "skipped"}
+    assert set(batch) == {"keys", "longest", "input_values", "audio_seconds", "skipped"}
     assert not any(isinstance(value, torch.Tensor) for value in batch.values())
+
+
+def test_audio_that_is_cropped_away_does_not_count_as_heard(audio_file, tmp_path):
+    for number, seconds in enumerate((0.5, 0.6, 1.0)):
+        audio_file(tmp_path / f"{number}.wav", seconds=seconds)
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE)
+    stream = BatchStream(
+        open_rows(str(tmp_path)),
+        cover(0.1, 1.0),
+        CropToShortest(extractor, random=False),
+        rate=RATE,
+        batch_seconds=10,
+        train=False,
+    )
+    (batch,) = stream
+    assert batch["input_values"].shape == (3, RATE // 2)
+    assert batch["audio_seconds"] == pytest.approx(1.5)
