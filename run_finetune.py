@@ -17,7 +17,7 @@ from acoustic.report import report_finetuning
 from acoustic.tasks import TASKS
 from acoustic.training import setup
 from acoustic.training.finetuning import FinetuningStep, choose_freeze_steps
-from acoustic.training.resume import find_checkpoint
+from acoustic.training.resume import find_checkpoint, make_room
 from acoustic.training.trainer import AcousticTrainer
 
 
@@ -61,13 +61,15 @@ def main(argv: list[str] | None = None) -> dict:
         train_dataset=setup.make_stream(rows, train_plan, collate, train=True, **stream),
         eval_dataset=eval_stream,
     )
+    make_room(args, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     results, tested = {}, {}
     for split, test_rows in tests.items():
         test_stream = setup.make_stream(test_rows, eval_plan, collate, train=False, **stream)
-        results.update(trainer.evaluate(test_stream, metric_key_prefix=split))
-        tested[split] = task.last
+        scores = trainer.evaluate(test_stream, metric_key_prefix=split)
+        results.update(scores)
+        tested[split] = task.last if scores else []
     setup.finish(trainer, task.processing_class(feature_extractor))
     return report_finetuning(
         trainer, task, model_args, data_args, found, notes, results, tested, time.perf_counter() - started

@@ -18,7 +18,7 @@ from acoustic.models import build_for_pretraining
 from acoustic.report import report_pretraining
 from acoustic.training import setup
 from acoustic.training.pretraining import PretrainingStep
-from acoustic.training.resume import find_checkpoint
+from acoustic.training.resume import find_checkpoint, make_room
 from acoustic.training.trainer import AcousticTrainer
 
 
@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> dict:
         train_dataset=train_stream,
         eval_dataset=eval_stream,
     )
+    make_room(args, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     results = trainer.evaluate() if eval_stream is not None else {}
     setup.finish(trainer, feature_extractor)

@@ -129,7 +129,11 @@ class RunArguments(TrainingArguments):
     max_steps: int = option(-1, "optimizer updates; overrides num_train_epochs")
 
     def __post_init__(self):
-        self.explicit: set[str] = getattr(self, "explicit", set())
+        self.given: dict = getattr(self, "given", {})
+        if self.gradient_accumulation_steps < 1:
+            raise UserError("gradient_accumulation_steps: at least 1")
+        if self.seed < 0:
+            raise UserError("seed: not below 0")
         if not self.output_dir:
             raise UserError("output_dir: where should the model go? Give a folder")
         if self.eval_strategy == "epoch" or self.save_strategy == "epoch":
@@ -218,6 +222,16 @@ REPLACED = {
     "auto_find_batch_size": "batches are sized in seconds: use batch_seconds",
     "train_sampling_strategy": "batches are always bucketed by length",
     "label_smoothing_factor": "the losses here take none",
+    "prediction_loss_only": "an evaluation always gives all of its metrics",
+    "eval_accumulation_steps": "an evaluation keeps sums, not outputs",
+    "length_column_name": "lengths come from the audio's headers",
+    "data_seed": "the order of the audio follows seed",
+    "dataloader_drop_last": "the stream has no last batch",
+    "dataloader_persistent_workers": "the stream has no end, so its workers stay",
+    "dataloader_prefetch_factor": "each worker keeps four batches ready",
+    "do_train": "the scripts always train",
+    "do_eval": "an eval_split_name or a held-out part is always evaluated, unless eval_strategy is no",
+    "do_predict": "name the splits to report with test_split_name",
 }
 
 
@@ -271,7 +285,15 @@ def parse(dataclasses_: tuple, argv: list[str] | None = None) -> tuple:
     for cls in dataclasses_:
         values = {f.name: getattr(namespace, f.name) for f in dataclasses.fields(cls) if f.init}
         parsed.append(cls(**values))
-    parsed[-1].explicit = explicit
+    # As they were given, before transformers turns some into its own types; run.json keeps them.
+    names = {key.removeprefix("no_") for key in explicit} & set(vars(namespace))
+    parsed[-1].given = {name: getattr(namespace, name) for name in sorted(names)}
+    if "config_overrides" in names:
+        parsed[-1].given["config_overrides"] = parsed[0].config_overrides
+    if getattr(parsed[-1], "tri_stage", False) and "warmup_steps" in explicit:
+        raise UserError(
+            "warmup_steps: tri_stage warms up for 10 % of the updates; choose lr_scheduler_type linear, say"
+        )
     return tuple(parsed)
 
 
@@ -331,6 +353,8 @@ def parse_finetuning(
     model_args, data_args, training_args = parse(FINETUNE, argv)
     if model_args.model_name_or_path is None:
         raise UserError("model_name_or_path: which pretrained model? Give a folder or a Hub id")
+    if data_args.labels_per_class is not None and data_args.labels_per_class < 1:
+        raise UserError("labels_per_class: at least 1")
     if data_args.labels_per_class is not None and training_args.task != "classification":
         raise UserError(f"labels_per_class: task {training_args.task} has no classes")
     return model_args, data_args, training_args

@@ -40,7 +40,7 @@ def test_command_line_over_yaml_over_defaults(recipe, tmp_path):
     _, data, args = parse_pretraining([path, "--max_steps", "9", "--seed=2"])
     assert (data.dataset_name, args.mask_time_prob, args.max_steps, args.seed) == ("there", 0.5, 9, 2)
     assert (args.mask_time_length, data.max_duration_in_seconds, args.learning_rate) == (10, 15.6, 5e-4)
-    assert args.explicit == {"dataset_name", "output_dir", "mask_time_prob", "max_steps", "seed"}
+    assert set(args.given) == {"dataset_name", "output_dir", "mask_time_prob", "max_steps", "seed"}
 
 
 def test_values_of_every_type_come_through_yaml(recipe, tmp_path):

@@ -16,6 +16,8 @@ from acoustic.data.windows import Plan, Window
 
 # Windows that are shuffled and bucketed together. They are a few hundred bytes each: nothing is decoded yet.
 BLOCK_WINDOWS = 4096
+# Rows of a parquet file or a Hub stream hold their audio, still encoded; so much of it is kept at a time.
+BLOCK_BYTES = 256 * 2**20
 
 # Under so many rows a shard, not rows are dealt out but windows, so that no reader starves on five long recordings.
 MIN_ROWS_PER_SHARD = 8
@@ -79,7 +81,7 @@ class BatchStream(IterableDataset):
         generator = np.random.default_rng([self.seed, epoch, shard])
         skipped: list[tuple[str, str]] = []
         windows = self.windows(epoch, shard, num_shards, skipped)
-        while block := list(itertools.islice(windows, BLOCK_WINDOWS)):
+        while block := take_block(windows):
             for batch_windows in self.cut(block, generator):
                 batch = self.make(batch_windows, generator, skipped)
                 if batch is not None:
@@ -135,6 +137,18 @@ class BatchStream(IterableDataset):
         # What the model hears: neither what was cropped away nor padding.
         samples = min(sum(map(len, waveforms)), math.prod(batch["input_values"].shape))
         return {**batch, "audio_seconds": samples / self.rate}
+
+
+def take_block(windows: Iterator[Window]) -> list[Window]:
+    """The next windows to shuffle together: at most BLOCK_WINDOWS, and BLOCK_BYTES of audio embedded in rows."""
+    block, held, last_row = [], 0, None
+    for window in windows:
+        block.append(window)
+        if window.row is not last_row:
+            held, last_row = held + len(window.row["audio"]["bytes"] or b""), window.row
+        if len(block) == BLOCK_WINDOWS or held > BLOCK_BYTES:
+            break
+    return block
 
 
 def as_it_is(batch: dict) -> dict:

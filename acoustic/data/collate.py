@@ -50,7 +50,7 @@ class PadToLongest:
 
 def extract(feature_extractor, waveforms: list[np.ndarray]) -> dict:
     """The feature extractor's own scaling and padding; its rate is the rate at which the audio was read."""
-    features = feature_extractor(
-        waveforms, sampling_rate=feature_extractor.sampling_rate, padding=True, return_tensors="pt"
-    )
-    return dict(features)
+    # One at a time: without an attention mask, transformers would scale a clip together with its padding.
+    rate = feature_extractor.sampling_rate
+    scaled = [feature_extractor(waveform, sampling_rate=rate)["input_values"][0] for waveform in waveforms]
+    return dict(feature_extractor.pad({"input_values": scaled}, padding=True, return_tensors="pt"))

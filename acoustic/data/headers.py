@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import soundfile
 
 # What a folder is searched for. The first line is read by soundfile alone; nothing else needs to be installed.
@@ -34,6 +35,9 @@ def open_audio(audio: dict) -> soundfile.SoundFile:
     if content is None and path is None:
         raise Skip("no audio in the row")
     try:
+        if content is None and "://" in path:
+            with fsspec.open(path, "rb") as remote:
+                content = remote.read()
         if content is not None:
             if len(content) == 0:
                 raise Skip("empty file")

@@ -90,9 +90,13 @@ class StreamedRows:
                     yield row
 
     def columns(self, column: str) -> Iterator:
-        """One column of all rows, without reading the audio where the format can leave columns unread."""
-        dataset = self.dataset.select_columns([self.to_row.sources[column]])
-        return (item[self.to_row.sources[column]] for item in dataset)
+        """One column of the kept rows, as rows have it; the audio stays unread where the format can leave it so."""
+        if self.keep is not None:
+            return (row[column] for row in self.iterate(0, 1, None, 0))
+        if column not in self.to_row.sources:
+            return iter(())
+        items = self.dataset.select_columns([self.to_row.sources[column]])
+        return (self.to_row.value(column, item) for item in items)
 
 
 Rows = IndexedRows | StreamedRows
@@ -118,7 +122,14 @@ def open_rows(
     """
     columns = {"text": text_column, "label": label_column}
     path = Path(os.path.expanduser(dataset_name))
-    if glob.has_magic(dataset_name):
+    is_glob = glob.has_magic(dataset_name) and not path.exists()
+    if split != "train" and (is_glob or path.is_file()):
+        # The same rows under another name would be trained on and tested on.
+        raise UserError(
+            f"dataset_name: {dataset_name!r} is a single list without a split {split!r}; give the folder with "
+            f"train and {split} in it, as subfolders or manifests"
+        )
+    if is_glob:
         files = sorted(filter(is_audio_name, glob.glob(str(path), recursive=True)))
         if not files:
             raise UserError(f"dataset_name: no audio file matches {dataset_name!r}")
@@ -276,7 +287,8 @@ def read_fairseq(path: Path) -> tuple[list[dict], Path] | None:
 
 
 def choose_path_column(columns: dict, audio_column: str, description: str) -> str:
-    for column in (audio_column, *PATH_COLUMNS):
+    # Only the default name may stand for another: a name that was given is meant.
+    for column in (audio_column, *(PATH_COLUMNS if audio_column == "audio" else ())):
         if column in columns:
             return column
     raise UserError(
@@ -352,11 +364,13 @@ class DatasetRow:
             name, audio = audio, {"path": os.path.join(self.root, audio) if self.root else audio, "bytes": None}
         else:
             name = audio["path"] or (content_name(audio["bytes"]) if audio["bytes"] else f"row {index}")
-        row = {"audio": audio, "name": name}
-        row.update(read_columns(item, self.columns))
-        if self.class_names and isinstance(row["label"], int):
-            row["label"] = self.class_names[row["label"]]
-        return row
+        values = {wanted: self.value(wanted, item) if wanted in self.sources else None for wanted in self.columns}
+        return {"audio": audio, "name": name, **values}
+
+    def value(self, wanted: str, item: dict):
+        """The item's "text" or "label"; a class number as its name."""
+        value = item[self.sources[wanted]]
+        return self.class_names[value] if wanted == "label" and self.class_names and isinstance(value, int) else value
 
 
 def content_name(content: bytes) -> str:

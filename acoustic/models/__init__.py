@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import json
 
+import torch
 import transformers
 
 from acoustic.console import UserError
@@ -12,7 +13,7 @@ from acoustic.models.wav2vec2 import HEAD_MODULES, Wav2Vec2ForPreTraining
 OBJECTIVES = {"wav2vec2": Wav2Vec2ForPreTraining}
 
 # The pretraining task masks by itself; a checkpoint's fine-tuning settings must not add to that or switch it off.
-PRETRAINING_CONFIG = {"apply_spec_augment": True, "mask_feature_prob": 0.0}
+PRETRAINING_CONFIG = {"apply_spec_augment": True, "mask_feature_prob": 0.0, "mask_time_prob": 0.65}
 
 
 def load_config(name_or_path: str, revision: str | None = None, overrides: dict | None = None):
@@ -98,7 +99,9 @@ def build_for_pretraining(
 
 def check_architecture(config) -> None:
     """What transformers would only find deep inside the model, or not at all."""
-    lists = {key: len(getattr(config, key)) for key in ("conv_dim", "conv_kernel", "conv_stride")}
+    lists = {
+        key: len(getattr(config, key)) for key in ("conv_dim", "conv_kernel", "conv_stride") if hasattr(config, key)
+    }
     if len(set(lists.values())) > 1:
         raise UserError(
             f"config_overrides: conv_dim, conv_kernel and conv_stride differ in length: {json.dumps(lists)}"
@@ -108,12 +111,12 @@ def check_architecture(config) -> None:
             f"config_overrides: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
             f"{config.num_attention_heads}"
         )
-    if config.codevector_dim % config.num_codevector_groups:
+    if hasattr(config, "codevector_dim") and config.codevector_dim % config.num_codevector_groups:
         raise UserError(
             f"config_overrides: codevector_dim {config.codevector_dim} is not a multiple of num_codevector_groups "
             f"{config.num_codevector_groups}"
         )
-    if config.hidden_size % config.num_conv_pos_embedding_groups:
+    if hasattr(config, "num_conv_pos_embeddings") and config.hidden_size % config.num_conv_pos_embedding_groups:
         raise UserError(
             f"config_overrides: hidden_size {config.hidden_size} is not a multiple of num_conv_pos_embedding_groups "
             f"{config.num_conv_pos_embedding_groups}"
@@ -126,7 +129,7 @@ def load_weights(model_class, name_or_path: str, revision: str | None, config, *
     transformers.logging.set_verbosity_error()  # what is missing is said once, by us, in words
     try:
         return model_class.from_pretrained(
-            name_or_path, revision=revision, config=config, output_loading_info=True, **kwargs
+            name_or_path, revision=revision, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
         )
     except (OSError, ValueError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

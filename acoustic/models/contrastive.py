@@ -49,7 +49,9 @@ def contrastive_logits(
         (masked, 1 + num_negatives) float32.
     """
     # One matrix product and a gather of scalars; gathering the vectors would take num_negatives times the memory.
-    similarity = F.normalize(predictions.float(), dim=-1) @ F.normalize(targets.float(), dim=-1).T / temperature
+    # Autocast would turn the product into bfloat16, whose steps near a logit of 8 are 1/16.
+    with torch.autocast(predictions.device.type, enabled=False):
+        similarity = F.normalize(predictions.float(), dim=-1) @ F.normalize(targets.float(), dim=-1).T / temperature
     same_codes = (codes[negatives] == codes[:, None]).all(-1)
     negative_logits = similarity.gather(1, negatives).masked_fill(same_codes, float("-inf"))
     return torch.cat([similarity.diagonal()[:, None], negative_logits], dim=1)

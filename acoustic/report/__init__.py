@@ -31,7 +31,7 @@ def report_pretraining(trainer, model_args, data_args, survey, notes, results, w
     results = {**last_training(history), **results, "hours_seen": trainer.hours_seen, "wall_seconds": wall_seconds}
     if not trainer.is_world_process_zero():
         return results
-    write_common(trainer, (model_args, data_args), notes, results, skipped, wall_seconds)
+    write_common(trainer, notes, results, skipped, wall_seconds)
     curve = figures.pretraining_curves(
         output_dir,
         history,
@@ -60,7 +60,7 @@ def report_finetuning(
     results = {**last_training(history), **results, "wall_seconds": wall_seconds}
     if not trainer.is_world_process_zero():
         return results
-    write_common(trainer, (model_args, data_args), notes, results, skipped, wall_seconds)
+    write_common(trainer, notes, results, skipped, wall_seconds)
     drawn = [figures.finetuning_curves(output_dir, history, task.best_metric)]
     for split, collected in tested.items():
         write_json(Path(output_dir, f"predictions_{split}.json"), {"predictions": task.readable(collected)})
@@ -79,10 +79,10 @@ def report_finetuning(
     return results
 
 
-def write_common(trainer, other_args: tuple, notes, results, skipped, wall_seconds: float) -> None:
+def write_common(trainer, notes, results, skipped, wall_seconds: float) -> None:
     output_dir = trainer.args.output_dir
     Path(output_dir, "figures").mkdir(exist_ok=True)
-    write_run(output_dir, trainer.args, other_args, notes, wall_seconds)
+    write_run(output_dir, trainer.args, notes, wall_seconds)
     write_data_report(output_dir, {"train": trainer.train_dataset.rows.description}, trainer.hours_seen, skipped)
     write_json(Path(output_dir, "all_results.json"), results)
 

@@ -157,32 +157,35 @@ def error_by_length(output_dir: str, split: str, scored: list[dict]) -> Path:
         return save(figure, output_dir, f"errors_{split}")
 
 
-def compare_starts(output_dir: str, rows: list[dict], splits: tuple[str, ...], chance: float) -> Path:
-    """Accuracy over the labels per class: one line with its range for each start, one panel for each split.
+def compare_starts(
+    output_dir: str, rows: list[dict], starts: tuple[str, ...], splits: tuple[str, ...], chance: float
+) -> Path:
+    """Accuracy over the labels per class: a bar with its range for each start, a panel for each split.
 
     Args:
-        rows: {"start", "budget", "draw", split: accuracy}.
+        rows: {"start", "budget", "draw", split: accuracy}; not every start needs every budget.
+        starts: their order and with it their shade; a word "fine-tuned" in the name hatches the bar.
     """
-    starts = list(dict.fromkeys(row["start"] for row in rows))
     budgets = sorted({row["budget"] for row in rows})
+    shades = dict(zip(starts, (FAINT, "#f0b99f", "#7fa3c7", ACCENT, INK)))
+    width = 0.84 / len(starts)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(splits), figsize=(4.4 * len(splits), 3.4), layout="constrained", sharey=True
-        )
+        figure, axes = plt.subplots(1, len(splits), figsize=(5 * len(splits), 3.6), layout="constrained", sharey=True)
         for axis, split in zip(np.atleast_1d(axes), splits):
-            for index, start in enumerate(starts):
-                groups = [[r[split] for r in rows if (r["start"], r["budget"]) == (start, b)] for b in budgets]
-                means = np.array([np.mean(group) for group in groups])
-                ranges = [means - [min(g) for g in groups], [max(g) for g in groups] - means]
-                # The mean of equal values can be a rounding error below them, and an error bar may not be negative.
-                ranges = np.maximum(ranges, 0)
-                places = np.arange(len(budgets)) + (index - (len(starts) - 1) / 2) * 0.25
-                axis.bar(places, means, 0.22, color=(FAINT, ACCENT, INK)[index % 3], label=start, alpha=0.9)
-                axis.errorbar(places, means, ranges, fmt="none", ecolor="black", capsize=3, linewidth=1)
+            for place, budget in enumerate(budgets):
+                present = [s for s in starts if any((r["start"], r["budget"]) == (s, budget) for r in rows)]
+                for index, start in enumerate(present):
+                    values = [r[split] for r in rows if (r["start"], r["budget"]) == (start, budget)]
+                    x, mean = place + (index - (len(present) - 1) / 2) * width, np.mean(values)
+                    hatch = "//" if "fine-tuned" in start else None
+                    axis.bar(x, mean, width * 0.92, color=shades[start], label=start, hatch=hatch, edgecolor="white")
+                    axis.vlines(x, min(values), max(values), color="black", linewidth=1.2)
             level(axis, chance, "chance")
-            axis.set_xticks(range(len(budgets)), [f"{budget} labels per class" for budget in budgets])
+            axis.set_xticks(range(len(budgets)), [f"{budget} per class" for budget in budgets])
             axis.set_title(split)
             axis.set_ylim(0, 1)
-        np.atleast_1d(axes)[0].set_ylabel("accuracy, mean and range")
-        np.atleast_1d(axes)[0].legend(loc="upper left")
+        np.atleast_1d(axes)[0].set_ylabel("accuracy: mean and range")
+        handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
+        unique = dict(sorted(dict(zip(labels, handles)).items(), key=lambda item: starts.index(item[0])))
+        figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
         return save(figure, output_dir, "comparison")

@@ -24,11 +24,9 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def write_run(output_dir: str, args, others: tuple, notes: list[str], wall_seconds: float) -> None:
+def write_run(output_dir: str, args, notes: list[str], wall_seconds: float) -> None:
     """run.json: the command, every setting that was given (by recipe or command line), and what it ran on."""
-    settings = {}
-    for group in (*others, args):
-        settings |= {key: value for key, value in vars(group).items() if key in args.explicit and "token" not in key}
+    settings = {key: value for key, value in args.given.items() if "token" not in key}
     content = {
         "command": command_line(),
         "commit": commit(),
@@ -54,7 +52,10 @@ def command_line() -> str:
 
 def commit() -> str | None:
     here = Path(__file__).parent
-    result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    try:
+        result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    except OSError:  # no git on this machine
+        return None
     return result.stdout.strip() or None
 
 

@@ -1,6 +1,7 @@
 """What every task shares: a head on a pretrained encoder, or on the same architecture with random weights."""
 
 from acoustic.console import UserError
+from acoustic.data.headers import Skip
 from acoustic.models import load_config, load_feature_extractor, load_weights
 
 
@@ -10,6 +11,8 @@ def build_with_head(auto_class, model_args, random_weights: bool, overrides: dic
     `overrides` are the task's settings of the config; the user's `config_overrides` win over them.
     """
     name, revision = model_args.model_name_or_path, model_args.model_revision
+    if not hasattr(load_config(name, revision), "inputs_to_logits_ratio"):
+        raise UserError(f"model_name_or_path: {name!r} is not an encoder of audio waveforms")
     config = load_config(name, revision, {**overrides, **model_args.config_overrides})
     feature_extractor = load_feature_extractor(name, revision)
     if random_weights:
@@ -42,6 +45,17 @@ def masking_overrides(model_args, time: float, channel: float) -> dict:
         "mask_feature_prob": channel,
         "mask_feature_length": max(config.hidden_size // 12, 1),
     }
+
+
+def mask_length(config) -> int:
+    """Frames of a masked span in training; 0 where nothing is masked."""
+    return config.mask_time_length if config.apply_spec_augment and config.mask_time_prob > 0 else 0
+
+
+def refuse_unmaskable(frames: int, length: int) -> None:
+    """transformers draws no span in a clip that is not longer than one; it raises."""
+    if frames <= length:
+        raise Skip(f"its {frames} frames are too few for masked spans of {length} (mask_time_length)")
 
 
 def name_some(names, limit: int = 5) -> str:

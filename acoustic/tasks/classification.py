@@ -13,7 +13,7 @@ from acoustic.console import UserError
 from acoustic.data.headers import Skip
 from acoustic.data.sources import IndexedRows, Rows
 from acoustic.data.windows import Plan, crop
-from acoustic.tasks.base import build_with_head, masking_overrides, name_some
+from acoustic.tasks.base import build_with_head, mask_length, masking_overrides, name_some, refuse_unmaskable
 
 
 class ClassificationScores(evaluate.Metric):
@@ -98,7 +98,9 @@ class Classification:
             "id2label": dict(enumerate(self.classes)),
             "label2id": self.ids,
         }
-        return build_with_head(self.auto_class, model_args, random_weights, overrides)
+        model, feature_extractor, notes = build_with_head(self.auto_class, model_args, random_weights, overrides)
+        self.mask_length = mask_length(model.config)
+        return model, feature_extractor, notes
 
     def processing_class(self, feature_extractor):
         return feature_extractor
@@ -112,12 +114,18 @@ class Classification:
                 raise Skip("no label")
             if str(row["label"]) not in self.ids:
                 raise Skip(f"class {str(row['label'])!r} is not among the training classes")
+            if train:
+                refuse_unmaskable(frames(header.seconds), self.mask_length)
             return inner(row, header, generator)
 
         return plan
 
     def encode(self, row: dict) -> int:
         return self.ids[str(row["label"])]
+
+    def count_empty(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """A class is never empty."""
+        return None
 
     def count_targets(self, labels: torch.Tensor) -> int:
         return len(labels)

@@ -17,7 +17,7 @@ from acoustic.console import UserError
 from acoustic.data.headers import Skip
 from acoustic.data.sources import Rows
 from acoustic.data.windows import Plan, whole
-from acoustic.tasks.base import build_with_head, masking_overrides
+from acoustic.tasks.base import build_with_head, mask_length, masking_overrides, refuse_unmaskable
 from acoustic.tasks.defaults import few_label_settings
 
 PAD, UNKNOWN, WORD_DELIMITER = "[PAD]", "[UNK]", "|"
@@ -47,7 +47,7 @@ def normalize(text: str | None) -> str:
     """Unicode NFKC, lower case, curly apostrophes straightened; letters, marks, digits and apostrophes stay, the rest
     becomes a space. What is spoken for a digit or a symbol can't be known here: write it out in the transcripts.
     """
-    text = unicodedata.normalize("NFKC", text or "").casefold().replace("\u2019", "'").replace("\u2018", "'")
+    text = unicodedata.normalize("NFKC", text or "").lower().replace("\u2019", "'").replace("\u2018", "'")
     kept = (char if char == "'" or unicodedata.category(char)[0] in "LMN" else " " for char in text)
     words = ("".join(kept)).split()
     return " ".join(word for word in (word.strip("'") for word in words) if word)
@@ -109,6 +109,12 @@ class CTC:
         }
         model, feature_extractor, notes = build_with_head(self.auto_class, model_args, random_weights, overrides)
         self.output_lengths = model._get_feat_extract_output_lengths
+        self.mask_length = mask_length(model.config)
+        amount = "an unknown amount" if labeled_seconds is None else f"{labeled_seconds / 60:.1f} min"
+        notes.append(
+            f"few-label settings for {amount} of labels: mask_time_prob {model.config.mask_time_prob:g}, "
+            f"mask_feature_prob {model.config.mask_feature_prob:g}, layerdrop {model.config.layerdrop:g}"
+        )
         return model, feature_extractor, notes
 
     def processing_class(self, feature_extractor):
@@ -124,12 +130,17 @@ class CTC:
                 raise Skip("empty transcript")
             if train:
                 refuse_too_long(text, frames(header.seconds))
+                refuse_unmaskable(frames(header.seconds), self.mask_length)
             return inner(row, header, generator)
 
         return plan
 
     def encode(self, row: dict) -> list[int]:
         return self.tokenizer(normalize(row["text"])).input_ids
+
+    def count_empty(self, logits: torch.Tensor) -> torch.Tensor:
+        """Clips of the batch (batch, frames, vocabulary) for which only blanks are the likeliest."""
+        return (logits.argmax(-1) == self.vocabulary[PAD]).all(-1).sum()
 
     def count_targets(self, labels: torch.Tensor) -> int:
         return int((labels >= 0).sum())

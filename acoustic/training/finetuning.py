@@ -16,13 +16,14 @@ class FinetuningStep:
         freeze_encoder_steps: updates in which only the head is trained.
     """
 
-    sum_names = ("loss", "targets")
+    sum_names = ("loss", "targets", "clips", "empty")
 
     def __init__(self, model, task, freeze_encoder_steps: int):
         self.task, self.freeze_encoder_steps = task, freeze_encoder_steps
         # Decided now, so that what is frozen for good (the conv encoder) stays so when the rest is released.
         self.encoder = [p for p in model.base_model.parameters() if p.requires_grad]
         self.frozen, self.updates = False, 0
+        self.empty_fraction, self.next_remark = None, 1
 
     def add_targets(self, batch: dict, seed: tuple[int, ...]) -> None:
         """Labels are part of the batch."""
@@ -44,12 +45,25 @@ class FinetuningStep:
     def sums(self, outputs, batch: dict) -> tuple[torch.Tensor, dict]:
         count = self.task.count_targets(batch["labels"])
         loss = self.task.summed_loss(outputs.loss, count)
-        return loss, {"loss": loss.detach(), "targets": count}
+        sums = {"loss": loss.detach(), "targets": count}
+        empty = self.task.count_empty(outputs.logits.detach())
+        if empty is not None:
+            sums |= {"clips": len(batch["labels"]), "empty": empty}
+        return loss, sums
 
     def means(self, totals: dict[str, float]) -> dict[str, float]:
-        return {"loss": totals["loss"] / max(totals["targets"], 1.0)}
+        means = {"loss": totals["loss"] / max(totals["targets"], 1.0)}
+        if totals["clips"]:
+            means["empty_fraction"] = totals["empty"] / totals["clips"]
+        self.empty_fraction = means.get("empty_fraction")
+        return means
 
     def log_values(self, update: int) -> dict[str, float]:
+        if self.empty_fraction is not None and update >= self.next_remark:
+            # At updates 1, 2, 4, ... so that a long first phase doesn't fill the log.
+            self.next_remark = 2 * update
+            for line in self.task.remarks({"empty_fraction": self.empty_fraction}, update):
+                say(line)
         return {"encoder_frozen": float(self.frozen)}
 
     def collect(self, outputs, batch: dict) -> list:
@@ -64,10 +78,10 @@ class FinetuningStep:
 
 def choose_freeze_steps(args, survey: Survey | None) -> int:
     """Updates with a frozen encoder: as given, none for random weights, else the published share."""
-    if args.random_weights:
-        return 0
     if args.freeze_encoder_steps is not None:
         return args.freeze_encoder_steps
+    if args.random_weights:
+        return 0
     share = few_label_settings(survey.seconds if survey else None).frozen_share
     steps = round(share * args.max_steps)
     if steps:

@@ -1,5 +1,6 @@
 """Where a run goes on from, and the care that no run is overwritten by mistake."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,6 @@ def find_checkpoint(args) -> str | None:
                 f"output_dir: {args.output_dir!r} already holds {Path(newest).name}; --resume_from_checkpoint true "
                 "to continue it, --overwrite_output_dir true to write over it, or give another output_dir"
             )
-        discard_checkpoints(args.output_dir)
         return None
     checkpoint = newest if str(wanted).lower() == "true" else wanted
     if checkpoint is None or not Path(checkpoint, "trainer_state.json").is_file():
@@ -31,8 +31,16 @@ def find_checkpoint(args) -> str | None:
     return checkpoint
 
 
-def discard_checkpoints(output_dir: str) -> None:
-    """A new run's newest checkpoint must not be one that the old run left."""
-    if is_main_process():
-        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+def make_room(args, checkpoint: str | None) -> None:
+    """Just before training, when all else is known to be right: an old run's checkpoints must not be a new run's.
+
+    Raises:
+        UserError: the run to resume has made all of its updates.
+    """
+    if checkpoint is not None:
+        done = json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"]
+        if done >= args.max_steps:
+            raise UserError(f"max_steps: {checkpoint!r} has made its {done} updates; raise max_steps to go on")
+    elif is_main_process():
+        for folder in Path(args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             shutil.rmtree(folder)

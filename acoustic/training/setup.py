@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 
 import datasets
-import torch
 import transformers
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -106,12 +105,9 @@ def finish(trainer, processing_class) -> None:
     if trainer.is_world_process_zero():
         processing_class.save_pretrained(trainer.args.output_dir)
         # TrainingArguments pickled: nothing here reads it, and a pickle is nothing to share.
-        for leftover in Path(trainer.args.output_dir).rglob("training_args.bin"):
-            leftover.unlink()
-
-
-def device_line() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        output = Path(trainer.args.output_dir)
+        for folder in (output, *output.glob("checkpoint-*")):
+            (folder / "training_args.bin").unlink(missing_ok=True)
 
 
 def without_evaluation(args):

@@ -1,4 +1,4 @@
-"""A synthesised world of machines: six components, each from its physics, on a timeline, in a room, with a background.
+"""A synthesised plant of slow, heavy machines: six components, each from its physics, on timelines, in a room.
 
 Nothing here was recorded. Every number below is a plausible textbook value, or was set so that the demo's task is
 neither trivial nor impossible; results on this world say nothing about real machines.
@@ -682,7 +682,10 @@ def synthesize_clip(component, rng, seconds=4.0, shifted=False):
 
 
 def synthesize_recording(rng, seconds=60.0, shifted=False):
-    """A longer recording of two to four machines on their timelines; returns what `synthesize_clip` returns."""
+    """A longer recording of one machine of each component, each on a timeline of its own.
+
+    They come and go: at a given moment none, one or several run. Returns what `synthesize_clip` returns.
+    """
     schedule = draw_schedule(rng, seconds, shifted)
     waveform = record(schedule, seconds, rng, shifted)
     return waveform, {"duration": seconds, "events": [event for _, event in schedule]}

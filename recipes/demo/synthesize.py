@@ -3,7 +3,7 @@
     python recipes/demo/synthesize.py --output_dir data/demo
 
 OUTPUT_DIR/
-  unlabeled/rec_00000.flac ...           minutes-long recordings of several machines that come and go
+  unlabeled/rec_00000.flac ...           long recordings: one machine of each component comes and goes
   train/<component>/0000.flac ...        clips in which one component runs for at least half of the time
   test/<component>/0000.flac ...         other machines and rooms of the same world
   shifted/<component>/0000.flac ...      speeds outside of the usual ranges, 6 to 10 dB more noise
@@ -170,7 +170,7 @@ def draw_phases(axis, event, seconds):
     speed = sound_world.lagged_curve(event, "speed_hz", times)
     axis.plot(times, speed, color="black", linewidth=1.4)
     axis.set(xlim=(0, seconds), ylim=(0, 1.25 * speed.max()))
-    axis.set_yticks([0, round(event["speed_hz"])], ["0", f"{event['speed_hz']:.0f} Hz"])
+    axis.set_yticks([0, event["speed_hz"]], ["0", f"{event['speed_hz']:.1f} Hz"])
 
 
 def draw_lanes(axis, timeline):
@@ -204,15 +204,6 @@ def clip_with_run_up_and_stop(component, seed, seconds):
     return sound_world.synthesize_clip(component, rng, seconds)
 
 
-def mixed_recording(seed, seconds):
-    rng = first_telling(
-        lambda rng: [event for _, event in sound_world.draw_schedule(rng, seconds)],
-        lambda events: len({event["component"] for event in events}) == 4 and len(events) >= 7,
-        key=[seed, len(SPLITS) + 1],
-    )
-    return sound_world.synthesize_recording(rng, seconds)
-
-
 def draw_figure(path, seed):
     """A clip of each component over its phases, and one mixed recording over its timeline. Drawn for 1000 px."""
     from matplotlib.figure import Figure  # here, as the worker processes import this file and need none of it
@@ -230,7 +221,8 @@ def draw_figure(path, seed):
         draw_phases(strip, timeline["events"][0], 6.0)
         above.set_title(title_of(timeline["events"][0]), loc="left", fontsize=11)
     above, lanes = rows[3].subgridspec(2, 1, height_ratios=[2, 1], hspace=0.06).subplots(sharex=True)
-    waveform, timeline = mixed_recording(seed, seconds=40.0)
+    rng = np.random.default_rng([seed, len(SPLITS) + 1])  # any will do: each holds all six components
+    waveform, timeline = sound_world.synthesize_recording(rng, seconds=60.0)
     draw_spectrogram(above, waveform, 1024)
     draw_lanes(lanes, timeline)
     title = "an unlabeled recording (pale: runs up or coasts down; white line: load changes)"

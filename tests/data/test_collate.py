@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import Wav2Vec2FeatureExtractor
 
-from acoustic.data.collate import CropToShortest, PadToLongest
+from acoustic.data.collate import CropToShortest, PadToLongest, extract
 from acoustic.data.windows import Window
 
 PLAIN = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=False)
@@ -62,3 +62,14 @@ def test_pad_to_longest_with_token_labels(extractor, masked):
     assert batch["labels"].tolist() == [[ord(char) for char in "hello"], [ord("x"), -100, -100, -100, -100]]
     assert batch["texts"] == ["hello", "x"]
     assert ("attention_mask" in batch) == masked
+
+
+def test_a_clip_is_scaled_the_same_beside_longer_ones():
+    """Without an attention mask transformers would scale a short clip together with its padding."""
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)
+    generator = np.random.default_rng(0)
+    short, long = (generator.standard_normal(length).astype(np.float32) for length in (800, 3200))
+    alone = extract(extractor, [short])["input_values"][0]
+    beside = extract(extractor, [short, long])["input_values"][0]
+    assert torch.equal(beside[:800], alone)
+    assert not beside[800:].any()

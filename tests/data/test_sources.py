@@ -6,6 +6,7 @@ import json
 import time
 
 import datasets
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from acoustic.console import UserError
 from acoustic.data.decode import read_window
 from acoustic.data.headers import Skip, read_header
-from acoustic.data.sources import IndexedRows, StreamedRows, hold_out, open_rows
+from acoustic.data.sources import IndexedRows, StreamedRows, from_dataset, hold_out, open_rows
 
 CLIPS = ["a.wav", "b.flac", "c.ogg"]
 TEXTS = ["one", "two", "three"]
@@ -378,3 +379,48 @@ def test_embedded_audio_without_paths_is_held_out_by_its_content(tmp_path, audio
     train, held_out = parts(list(range(30)), tmp_path / "one")
     assert not train & held_out and train | held_out == set(contents) and held_out
     assert parts(list(range(29, -1, -1)), tmp_path / "two") == [train, held_out]
+
+
+def test_a_single_list_has_no_other_split(tmp_path, audio_file):
+    """The rows that were trained on must not be tested on under another name."""
+    audio_file(tmp_path / "a.wav", seconds=0.2)
+    (tmp_path / "list.csv").write_text("path\na.wav\n")
+    for name in (str(tmp_path / "list.csv"), str(tmp_path / "*.wav"), str(tmp_path / "a.wav")):
+        assert len(open_rows(name)) == 1
+        with pytest.raises(UserError, match="without a split 'test'"):
+            open_rows(name, "test")
+
+
+def test_labels_of_a_stream_are_class_names_in_columns_and_rows(tmp_path, audio_file):
+    features = datasets.Features(
+        {"audio": datasets.Audio(decode=False), "kind": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    files = [str(audio_file(tmp_path / f"{number}.wav", seconds=0.2)) for number in range(3)]
+    table = datasets.Dataset.from_dict({"audio": files, "kind": [0, 1, 1]}, features=features)
+    rows = from_dataset(table.to_iterable_dataset(), "test", "audio", {"text": None, "label": "kind"})
+    assert list(rows.columns("label")) == ["cat", "dog", "dog"]
+    assert [row["label"] for row in rows.iterate(0, 1, None, 0)] == ["cat", "dog", "dog"]
+    assert list(rows.select(lambda row: row["name"] != files[1]).columns("label")) == ["cat", "dog"]
+    assert (
+        list(
+            from_dataset(table.to_iterable_dataset(), "test", "audio", {"text": None, "label": None}).columns("label")
+        )
+        == []
+    )
+
+
+def test_a_given_audio_column_is_not_replaced_by_another(tmp_path, audio_file):
+    audio_file(tmp_path / "a.wav", seconds=0.2)
+    (tmp_path / "list.csv").write_text("file_name,x\na.wav,1\n")
+    with pytest.raises(UserError, match="has no column 'wav'"):
+        open_rows(str(tmp_path / "list.csv"), audio_column="wav")
+
+
+def test_audio_behind_a_url_is_read_through_fsspec(tmp_path, audio_file):
+    audio_file(tmp_path / "a.wav", seconds=0.2)
+    audio = {"path": "memory://sounds/a.wav", "bytes": None}
+    with fsspec.open(audio["path"], "wb") as file:
+        file.write((tmp_path / "a.wav").read_bytes())
+    assert read_header(audio).seconds == pytest.approx(0.2)
+    with pytest.raises(Skip, match="no such file"):
+        read_header({"path": "memory://sounds/b.wav", "bytes": None})

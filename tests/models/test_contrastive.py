@@ -121,3 +121,14 @@ def test_a_collapsed_codebook_is_never_right():
     logits = contrastive_logits(torch.randn(10, 8), torch.ones(10, 8), codes, negatives, 0.1)
     assert logits[:, 1:].isneginf().all()
     assert count_correct(logits) == 0
+
+
+def test_logits_stay_float32_under_autocast():
+    """In bfloat16 the steps near a logit of 8 are 1/16: ties would count as wrong, and the loss would be coarse."""
+    generator = torch.Generator().manual_seed(0)
+    predictions, targets = torch.randn(2, 20, 8, generator=generator)
+    codes, negatives = torch.arange(20)[:, None], torch.randint(20, (20, 5), generator=generator)
+    expected = contrastive_logits(predictions, targets, codes, negatives, 0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(contrastive_logits(predictions, targets, codes, negatives, 0.1), expected)
+    assert expected.dtype == torch.float32

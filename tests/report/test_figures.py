@@ -83,4 +83,6 @@ def test_compare_starts(tmp_path):
         for budget in (5, 10)
         for draw in range(3)
     ]
-    check(figures.compare_starts(str(tmp_path), rows, ("test", "shifted"), chance=0.2))
+    rows += [{"start": "pretrained, fine-tuned", "budget": 5, "draw": 0, "test": 0.9, "shifted": 0.6}]
+    starts = ("random", "pretrained", "pretrained, fine-tuned")
+    check(figures.compare_starts(str(tmp_path), rows, starts, ("test", "shifted"), chance=0.2))

@@ -20,8 +20,8 @@ def record(tmp_path, monkeypatch):
     def make(argv: list[str]) -> tuple[dict, str]:
         argv = ["--dataset_name", "sounds", "--output_dir", str(tmp_path), "--use_cpu", "true", *argv]
         monkeypatch.setattr(sys, "argv", ["/somewhere/run_pretrain.py", *argv])
-        model_args, data_args, args = parse_pretraining(argv)
-        write_run(str(tmp_path), args, (model_args, data_args), ["a note"], 12.34)
+        *_, args = parse_pretraining(argv)
+        write_run(str(tmp_path), args, ["a note"], 12.34)
         return read_json(tmp_path / "run.json"), (tmp_path / "run.json").read_text()
 
     return make

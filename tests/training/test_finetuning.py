@@ -114,9 +114,10 @@ def test_what_is_given_wins(arguments):
     assert choose_freeze_steps(arguments(max_steps=1300, freeze_encoder_steps=0), surveyed(1)) == 0
 
 
-def test_random_weights_are_never_frozen(arguments):
+def test_random_weights_are_frozen_only_when_told_so(arguments):
+    assert choose_freeze_steps(arguments(max_steps=1300, random_weights=True), surveyed(1)) == 0
     given = arguments(max_steps=1300, freeze_encoder_steps=7, random_weights=True)
-    assert choose_freeze_steps(given, surveyed(1)) == 0
+    assert choose_freeze_steps(given, surveyed(1)) == 7
 
 
 def test_a_stream_of_unknown_length_is_not_frozen(arguments):

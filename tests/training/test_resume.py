@@ -8,7 +8,7 @@ import pytest
 import run_pretrain
 from acoustic.console import UserError
 from acoustic.report.record import read_json
-from acoustic.training.resume import find_checkpoint
+from acoustic.training.resume import find_checkpoint, make_room
 
 COMPARED = ("loss", "accuracy", "grad_norm", "learning_rate", "gumbel_temperature", "masked_fraction", "hours_seen")
 
@@ -71,8 +71,21 @@ def test_a_run_is_not_overwritten_unasked(folder):
 
 
 def test_overwriting_discards_the_old_checkpoints(folder):
-    assert find_checkpoint(arguments(folder, overwrite=True)) is None
+    given = arguments(folder, overwrite=True)
+    assert find_checkpoint(given) is None
+    assert len(list(folder.glob("checkpoint-*"))) == 2, "a mistake found later must not cost the old run"
+    make_room(given, None)
     assert not list(folder.glob("checkpoint-*"))
+
+
+def test_a_finished_run_has_nothing_to_resume(folder):
+    given = arguments(folder, "true")
+    given.max_steps = 10
+    (folder / "checkpoint-10" / "trainer_state.json").write_text('{"global_step": 10}')
+    with pytest.raises(UserError, match="has made its 10 updates; raise max_steps"):
+        make_room(given, str(folder / "checkpoint-10"))
+    given.max_steps = 11
+    make_room(given, str(folder / "checkpoint-10"))
 
 
 def test_a_new_folder_starts_anew(tmp_path):
