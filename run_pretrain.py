@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> dict:
     )
     for note in notes:
         say(note)
+    setup.choose_unused_parameters(args, model)
 
     stream = {"args": args, "rate": feature_extractor.sampling_rate, "batch_seconds": batch_seconds}
     train_stream = setup.make_stream(rows, plan, CropToShortest(feature_extractor, random=True), train=True, **stream)

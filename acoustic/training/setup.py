@@ -82,6 +82,12 @@ def choose_workers(args, survey: Survey | None) -> None:
         args.dataloader_num_workers = most if most > 1 else 0
 
 
+def choose_unused_parameters(args, model) -> None:
+    """DDP looks for parameters without a gradient only where layerdrop makes some: the search costs time each step."""
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = model.config.layerdrop > 0
+
+
 def make_stream(rows, plan, collate, args, *, rate: int, batch_seconds: float, train: bool) -> BatchStream:
     """This process's share of the rows."""
     return BatchStream(

@@ -87,7 +87,7 @@ def compare(pretrained: str, budgets: list[int], fine_tuned_budget: int, draws: 
 
 def fine_tuned(pretrained: str, start: str, budget: int, draw: int) -> dict[str, float]:
     """Accuracy on each split after run_finetune.py on `budget` training clips of each class."""
-    output = f"{OUTPUT}/{start.split()[0]}_{draw}"
+    output = f"{OUTPUT}/from_{start.split(',')[0].replace(' ', '_')}_{draw}"
     argv = ["recipes/demo/classification.yaml", "--model_name_or_path", pretrained, "--output_dir", output]
     argv += ["--labels_per_class", str(budget), "--seed", str(draw), *FINE_TUNED[start]]
     with contextlib.redirect_stdout(io.StringIO()):  # six times the same lines; run.json and the card keep them
