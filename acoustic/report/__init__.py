@@ -71,7 +71,7 @@ def report_finetuning(
         kind=f"{name} fine-tuned from {model_args.model_name_or_path}",
         metadata={"library_name": "transformers", "pipeline_tag": PIPELINES[name], "tags": ["audio"]},
         facts=[*task.notes(), *notes, *training_facts(trainer, survey, skipped, wall_seconds)],
-        results=numbers(results, tuple(results)),
+        results=numbers(results, tuple(f"{split}_{metric}" for split in tested for metric in task.shown_metrics)),
         figures=drawn,
         usage=PIPELINE_USE.format(pipeline=PIPELINES[name]),
     )

@@ -108,7 +108,7 @@ def finetuning_curves(output_dir: str, history: list[dict], metric: str) -> Path
         if has_metric:
             draw(axes[0, 1], history, f"eval_{metric}", metric, color=ACCENT, marker="o", markersize=3, linewidth=1.2)
             axes[0, 1].set_title(f"held-out {metric}")
-            axes[0, 1].set_ylim(bottom=0)
+            axes[0, 1].set_ylim(0, 1.05 * max(1.0, *series(history, f"eval_{metric}")[1]))
         for axis in axes.flat:
             axis.set_xlabel("updates")
         return save(figure, output_dir, "finetuning")
