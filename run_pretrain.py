@@ -13,7 +13,7 @@ from acoustic.console import one_line_errors, say
 from acoustic.data.collate import CropToShortest
 from acoustic.data.sources import hold_out, open_rows
 from acoustic.data.survey import survey
-from acoustic.data.windows import cover
+from acoustic.data.windows import cover, usable
 from acoustic.models import build_for_pretraining
 from acoustic.report import report_pretraining
 from acoustic.training import setup
@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> dict:
     started = setup.start(args)
     checkpoint = find_checkpoint(args)
 
-    rows, held_out = open_unlabeled(data_args)
     plan = cover(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
+    rows, held_out = open_unlabeled(data_args, plan)
     found = survey(rows, plan, count_all=args.max_steps <= 0, show_progress=args.process_index == 0)
     say(f"audio: {found or 'a stream from ' + rows.description}")
     batch_seconds = setup.choose_batch_seconds(data_args, args)
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> dict:
     return report_pretraining(trainer, model_args, data_args, found, notes, results, time.perf_counter() - started)
 
 
-def open_unlabeled(data_args):
+def open_unlabeled(data_args, plan):
     """(training rows, held-out rows or None): two splits where both are named, else a part by the names' hashes."""
     shared = {
         "dataset_config_name": data_args.dataset_config_name,
@@ -73,7 +73,7 @@ def open_unlabeled(data_args):
     rows = open_rows(data_args.dataset_name, data_args.train_split_name, **shared)
     if data_args.eval_split_name:
         return rows, open_rows(data_args.dataset_name, data_args.eval_split_name, **shared)
-    return hold_out(rows, data_args.validation_split_percentage)
+    return hold_out(rows, data_args.validation_split_percentage, usable(plan))
 
 
 if __name__ == "__main__":

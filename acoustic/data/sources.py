@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -378,11 +378,13 @@ def content_name(content: bytes) -> str:
     return f"audio with sha256 {hashlib.sha256(content).hexdigest()[:16]}"
 
 
-def hold_out(rows: Rows, percentage: float) -> tuple[Rows, Rows | None]:
+def hold_out(
+    rows: Rows, percentage: float, usable: Callable[[dict], bool] = lambda row: True
+) -> tuple[Rows, Rows | None]:
     """(training rows, held-out rows): by recording, by a hash of its name, so that it never moves and never leaks.
 
-    Where no hash falls under the percentage, the recording with the smallest one is held out. A single recording
-    can't be divided: then there is no held-out part (None).
+    Where no usable recording's hash falls under the percentage, the usable one with the smallest hash is held out. A
+    single usable recording can't be divided: then there is no held-out part (None).
     """
     if percentage <= 0:
         return rows, None
@@ -392,12 +394,16 @@ def hold_out(rows: Rows, percentage: float) -> tuple[Rows, Rows | None]:
             lambda row: unit_hash(row["name"]) < threshold
         )
     hashes = [unit_hash(rows[index]["name"]) for index in range(len(rows))]
-    if len(hashes) < 2:
-        return rows, None
-    held_out = {index for index, value in enumerate(hashes) if value < threshold} or {int(np.argmin(hashes))}
+    by_hash = sorted(range(len(hashes)), key=hashes.__getitem__)
+    held_out = {index for index in by_hash if hashes[index] < threshold}
+    if not any(usable(rows[index]) for index in sorted(held_out)):
+        held_out.update(next(([index] for index in by_hash if usable(rows[index])), []))
     if len(held_out) == len(hashes):
-        held_out.remove(int(np.argmax(hashes)))
-    return rows.take([i for i in range(len(hashes)) if i not in held_out]), rows.take(sorted(held_out))
+        held_out.discard(by_hash[-1])
+    training = [index for index in range(len(hashes)) if index not in held_out]
+    if not held_out or not any(usable(rows[index]) for index in training):
+        return rows, None
+    return rows.take(training), rows.take(sorted(held_out))
 
 
 def unit_hash(name: str) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acoustic.data.headers import Header, Skip
+from acoustic.data.headers import Header, Skip, read_header
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,18 @@ def whole(min_seconds: float, max_seconds: float) -> Plan:
         return [Window(row, 0, header.frames, header.rate)]
 
     return plan
+
+
+def usable(plan: Plan) -> Callable[[dict], bool]:
+    """row -> whether its header can be read and the plan finds windows in it."""
+
+    def is_usable(row: dict) -> bool:
+        try:
+            return bool(plan(row, read_header(row["audio"]), np.random.default_rng(0)))
+        except Skip:
+            return False
+
+    return is_usable
 
 
 def refuse_short(header: Header, min_seconds: float) -> None:

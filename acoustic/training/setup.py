@@ -133,7 +133,9 @@ def limit_seconds(rows, plan, max_seconds: float):
         kept.append(index)  # one that can't be used as well: the evaluation skips it and the report names it
         with contextlib.suppress(Skip):
             total += sum(window.seconds for window in plan(rows[index], read_header(rows[index]["audio"]), None))
-    return rows.take(kept) if total else None
+    if not total:
+        raise UserError(f"eval_split_name: nothing in {rows.description!r} can be used to evaluate")
+    return rows.take(kept)
 
 
 def choose_best(args, task):

@@ -14,7 +14,8 @@ import pytest
 from acoustic.console import UserError
 from acoustic.data.decode import read_window
 from acoustic.data.headers import Skip, read_header
-from acoustic.data.sources import IndexedRows, StreamedRows, from_dataset, hold_out, open_rows
+from acoustic.data.sources import IndexedRows, StreamedRows, from_dataset, hold_out, open_rows, unit_hash
+from acoustic.data.windows import cover, usable
 
 CLIPS = ["a.wav", "b.flac", "c.ogg"]
 TEXTS = ["one", "two", "three"]
@@ -424,3 +425,18 @@ def test_audio_behind_a_url_is_read_through_fsspec(tmp_path, audio_file):
     assert read_header(audio).seconds == pytest.approx(0.2)
     with pytest.raises(Skip, match="no such file"):
         read_header({"path": "memory://sounds/b.wav", "bytes": None})
+
+
+def test_what_is_held_out_can_be_used(tmp_path, audio_file):
+    """A tiny folder whose smallest hash is that of a broken file must still be evaluated on audio."""
+    names = sorted((f"{number}.wav" for number in range(5)), key=unit_hash)
+    for number, name in enumerate(names):
+        audio_file(tmp_path / name, seconds=0.5) if number else (tmp_path / name).write_bytes(b"")
+    is_usable = usable(cover(0.1, 1.0))
+    training, held_out = hold_out(open_rows(str(tmp_path)), 1e-6, is_usable)
+    assert [row["name"] for row in held_out.iterate(0, 1, None, 0)] == [names[1]]
+    assert {row["name"] for row in training.iterate(0, 1, None, 0)} == {names[0], *names[2:]}
+    for name in names[2:]:
+        (tmp_path / name).write_bytes(b"")
+    whole, nothing = hold_out(open_rows(str(tmp_path)), 1e-6, is_usable)  # the one good file is for training
+    assert nothing is None and len(whole) == 5
