@@ -165,7 +165,9 @@ class PretrainingArguments(RunArguments):
     gumbel_temperature_start: float = option(2.0, "Gumbel softmax temperature at the first update")
     gumbel_temperature_floor: float = option(0.5, "Gumbel softmax temperature at the end of its decay")
     gumbel_temperature_decay: float = option(0.999995, "factor on the temperature per optimizer update")
-    max_eval_seconds: float = option(600.0, "held-out audio used in an evaluation, in seconds")
+    max_eval_seconds: float = option(
+        600.0, "held-out audio used in an evaluation, in seconds; a stream's part is read whole"
+    )
     learning_rate: float = option(5e-4, "peak learning rate")
     warmup_steps: float = option(
         0.08, "updates of linear warmup; below 1, a share of all updates (paper: 32k of 400k)"
