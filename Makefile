@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test test-slow check clean
+.PHONY: venv demo test check clean
 
 venv: .venv/installed
 
@@ -17,10 +17,6 @@ demo: venv
 
 test: venv check
 	$(BIN)/python -m pytest
-
-# Minutes to hours on two cores; `make test` leaves these out.
-test-slow: venv
-	$(BIN)/python -m pytest -m slow -n 0
 
 check: venv
 	$(BIN)/ruff format --check .
