@@ -123,18 +123,24 @@ def test_motor_hums_at_twice_the_line_frequency():
 
 
 def test_motor_hum_stops_with_the_power_while_the_shaft_still_turns():
-    drops = []
-    for k in range(40):
-        waveform, timeline = sound_world.synthesize_clip("motor", np.random.default_rng([8, k]), 6.0)
-        event = timeline["events"][0]
-        if event["phases"][-1]["kind"] == "coast_down" and event["phases"][-1]["start"] < 5.5:
-            cut = int(event["phases"][-1]["start"] * RATE)
-            before, after = waveform[cut - 3200 : cut], waveform[cut + 1600 : cut + 4800]
-            at_cut, later = sound_world.lagged_curve(event, "speed_hz", np.array([cut / RATE, cut / RATE + 0.1]))
-            assert later > 0.5 * at_cut
-            drops.append(10 * np.log10(np.mean(before**2) / np.mean(after**2)))
-    assert len(drops) >= 5
-    assert np.median(drops) > 8, drops
+    def drops(component):
+        """Decibels by which 0.1 s at power-off exceed 0.1 s just after it, less what slowing down can explain."""
+        values = []
+        for k in range(40):
+            waveform, timeline = sound_world.synthesize_clip(component, np.random.default_rng([8, k]), 4.0)
+            event = timeline["events"][0]
+            if event["phases"][-1]["kind"] == "coast_down" and event["phases"][-1]["start"] < 3.8:
+                cut = int(event["phases"][-1]["start"] * RATE)
+                before, after = waveform[cut - 1600 : cut], waveform[cut + 640 : cut + 2240]
+                at_cut, later = sound_world.lagged_curve(event, "speed_hz", np.array([cut, cut + 1440]) / RATE)
+                assert later > 0.6 * at_cut
+                slowing = 2.2 * 20 * np.log10(at_cut / later)  # 2.2: the steepest law there is
+                values.append(10 * np.log10(np.mean(before**2) / np.mean(after**2)) - slowing)
+        assert len(values) >= 10
+        return values
+
+    motor, fan = drops("motor"), drops("fan")
+    assert np.median(motor) > 6 and np.median(fan) < 2, (motor, fan)
 
 
 def test_bearing_envelope_peaks_at_the_impact_rate():
@@ -152,7 +158,7 @@ def test_bearing_envelope_peaks_at_the_impact_rate():
 def test_compressor_repeats_with_every_turn_of_the_crank(part):
     margins = []
     for waveform, event in clips("compressor"):
-        # All machines have shaft harmonics below 40 x 28 Hz; clicks and gas above it come once per turn here only.
+        # All machines have shaft harmonics, up to the 40th; clicks and gas far above come once per turn here only.
         signal = waveform if part == "pulses" else envelope(waveform, 1500, 7000)
         orders, power = order_spectrum(signal, event, 512)
         cycle = [power[np.abs(orders - order) < 0.04].sum() for order in range(1, 40)]
@@ -223,20 +229,31 @@ def test_shifted_clips_are_noisier():
     assert noise_share(True) > noise_share(False) + 4
 
 
-def test_phases_follow_each_other_and_recordings_mix():
-    together = 0
-    for k in range(6):
-        waveform, timeline = sound_world.synthesize_recording(np.random.default_rng([9, k]), 30.0)
-        events = timeline["events"]
-        assert np.isfinite(waveform).all() and np.abs(waveform).max() <= 0.96 and len(waveform) == 30 * RATE
+def test_phases_follow_each_other_and_six_machines_come_and_go():
+    running_together = set()
+    for k in range(20):
+        schedule = sound_world.draw_schedule(np.random.default_rng([9, k]), 60.0)
+        events = [event for _, event in schedule]
         assert [e["start"] for e in events] == sorted(e["start"] for e in events)
         for event in events:
             phases = event["phases"]
-            assert event["start"] == phases[0]["start"] >= 0 and event["end"] == phases[-1]["end"] <= 30.0
+            assert event["start"] == phases[0]["start"] >= 0 and event["end"] == phases[-1]["end"] <= 60.0
             assert all(a["end"] == b["start"] for a, b in zip(phases, phases[1:]))
             assert all(p["end"] > p["start"] for p in phases)
-        together += any(a["end"] > b["start"] for a, b in zip(events, events[1:]))
-    assert together >= 4
+        for component in sound_world.COMPONENTS:
+            runs = [(machine, event) for machine, event in schedule if event["component"] == component]
+            assert len(runs) >= 2 and all(machine is runs[0][0] for machine, _ in runs)
+            assert all(a["end"] < b["start"] for (_, a), (_, b) in zip(runs, runs[1:]))
+        moments = np.arange(0, 60, 0.25)
+        running_together |= {sum(e["start"] <= moment < e["end"] for e in events) for moment in moments}
+    assert running_together >= {0, 1, 2, 3, 4}
+
+
+def test_a_recording_is_finite_and_as_long_as_its_timeline_says():
+    waveform, timeline = sound_world.synthesize_recording(np.random.default_rng([9, 0]), 20.0)
+    assert waveform.dtype == np.float32 and waveform.shape == (20 * RATE,) and timeline["duration"] == 20.0
+    assert np.isfinite(waveform).all() and 0.001 < np.abs(waveform).max() <= 0.96
+    assert {event["component"] for event in timeline["events"]} == set(sound_world.COMPONENTS)
 
 
 def read_all(folder):
@@ -245,8 +262,10 @@ def read_all(folder):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world") / "one_process"
-    synthesize.main(["--output_dir", str(folder), *SMALL, "--num_workers", "1"])
+    """What the command line writes with two processes."""
+    folder = tmp_path_factory.mktemp("world") / "two_processes"
+    command = [sys.executable, DEMO / "synthesize.py", "--output_dir", folder, *SMALL, "--num_workers", "2"]
+    subprocess.run(command, check=True, capture_output=True)
     return folder
 
 
@@ -264,11 +283,12 @@ def test_the_promised_files(written):
     assert (written / "figures" / "sound_world.png").stat().st_size > 50_000
 
 
-def test_two_processes_write_the_same_bytes(written, tmp_path):
-    command = [sys.executable, DEMO / "synthesize.py", "--output_dir", tmp_path / "two", *SMALL, "--num_workers", "2"]
-    subprocess.run(command, check=True, capture_output=True)
-    one, two = read_all(written), read_all(tmp_path / "two")
-    assert one.keys() == two.keys()
+def test_one_process_in_a_folder_with_other_files_of_before_writes_the_same_bytes(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthesize, "draw_figure", lambda path, seed: None)  # seconds that prove nothing here
+    for options in (["--labeled_per_class", "3", "--clip_seconds", "1.5"], []):
+        synthesize.main(["--output_dir", str(tmp_path / "one"), *SMALL, *options, "--num_workers", "1"])
+    one, two = read_all(tmp_path / "one"), read_all(written)
+    assert two.keys() - one.keys() == {"figures/sound_world.png"} and one.keys() < two.keys()
     assert [name for name in one if one[name] != two[name]] == []
 
 
@@ -287,19 +307,11 @@ def test_a_clip_depends_on_seed_split_and_number_only(tmp_path):
     assert (tmp_path / "test/fan/0001.flac").read_bytes() != first
 
 
-def test_same_settings_do_nothing_and_others_start_over(written, capsys):
+def test_same_settings_do_nothing(written, capsys):
     before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
     synthesize.main(["--output_dir", str(written), *SMALL])
     assert "nothing to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in written.rglob("*")}
-
-
-def test_fewer_files_than_before_leave_none_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthesize, "draw_figure", lambda path, seed: None)  # seconds that prove nothing here
-    for count in ("2", "1"):
-        options = [*SMALL, "--labeled_per_class", count, "--num_workers", "1"]
-        synthesize.main(["--output_dir", str(tmp_path / "data"), *options])
-    assert len(list((tmp_path / "data" / "train").rglob("*.flac"))) == 6
 
 
 @pytest.mark.parametrize(

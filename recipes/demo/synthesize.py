@@ -198,7 +198,10 @@ def first_telling(draw_events, is_telling, key):
 def clip_with_run_up_and_stop(component, seed, seconds):
     rng = first_telling(
         lambda rng: sound_world.draw_clip_event(component, rng, seconds)[1]["phases"],
-        lambda phases: {"run_up", "load_change", "coast_down"} <= {phase["kind"] for phase in phases},
+        lambda phases: (
+            {phase["kind"] for phase in phases} == set(PHASE_COLOURS)
+            and min(phase["end"] - phase["start"] for phase in phases) > 0.4  # seconds, so that each can be seen
+        ),
         key=[seed, len(SPLITS), COMPONENTS.index(component)],
     )
     return sound_world.synthesize_clip(component, rng, seconds)
