@@ -41,7 +41,12 @@ def main(argv: list[str] | None = None) -> dict:
 
     frames = setup.frame_counter(model, feature_extractor.sampling_rate)
     train_plan, eval_plan = task.plan(data_args, frames, train=True), task.plan(data_args, frames, train=False)
-    found = survey(rows, train_plan, count_all=args.max_steps <= 0)
+    found = survey(
+        [(rows, 1.0)],
+        train_plan,
+        max_skipped_fraction=data_args.max_skipped_fraction,
+        count_all=args.max_steps <= 0,
+    )
     say(f"labeled audio: {found or 'a stream from ' + rows.description}")
     batch_seconds = setup.choose_batch_seconds(data_args, args)
     setup.choose_max_steps(args, found, batch_seconds)
@@ -50,23 +55,24 @@ def main(argv: list[str] | None = None) -> dict:
     if args.freeze_feature_encoder and not args.random_weights:
         model.freeze_feature_encoder()
     collate = PadToLongest(feature_extractor, task.encode)
-    stream = {"args": args, "rate": feature_extractor.sampling_rate, "batch_seconds": batch_seconds}
+    stream = {"rate": feature_extractor.sampling_rate, "batch_seconds": batch_seconds}
     eval_stream = None
     if held_out is not None and args.eval_strategy != "no":
-        eval_stream = setup.make_stream(held_out, eval_plan, collate, train=False, **stream)
+        eval_stream = setup.make_stream([(held_out, 1.0)], eval_plan, collate, args, train=False, **stream)
     trainer = AcousticTrainer(
         model=model,
         args=setup.choose_best(args, task) if eval_stream else setup.without_evaluation(args),
         step=FinetuningStep(model, task, choose_freeze_steps(args, found)),
-        train_dataset=setup.make_stream(rows, train_plan, collate, train=True, **stream),
+        train_dataset=setup.make_stream([(rows, 1.0)], train_plan, collate, args, train=True, **stream),
         eval_dataset=eval_stream,
+        max_skipped_fraction=data_args.max_skipped_fraction,
     )
     make_room(args, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     results, tested = {}, {}
     for split, test_rows in tests.items():
-        test_stream = setup.make_stream(test_rows, eval_plan, collate, train=False, **stream)
+        test_stream = setup.make_stream([(test_rows, 1.0)], eval_plan, collate, args, train=False, **stream)
         scores = trainer.evaluate(test_stream, metric_key_prefix=split)
         results.update(scores)
         tested[split] = task.last if scores else []
@@ -86,6 +92,7 @@ def open_labeled(data_args, args, split: str):
         dataset_config_name=data_args.dataset_config_name,
         audio_column=data_args.audio_column_name,
         streaming=data_args.streaming,
+        indexed=not data_args.streaming,
         **{f"{kind}_column": column},
     )
 

@@ -10,7 +10,7 @@ import time
 
 from acoustic.config import parse_pretraining
 from acoustic.console import one_line_errors, say
-from acoustic.data.collate import CropToShortest
+from acoustic.data.collate import Rectangle
 from acoustic.data.sources import hold_out, open_rows
 from acoustic.data.survey import survey
 from acoustic.data.windows import cover, usable
@@ -28,9 +28,15 @@ def main(argv: list[str] | None = None) -> dict:
     checkpoint = find_checkpoint(args)
 
     plan = cover(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
-    rows, held_out = open_unlabeled(data_args, plan)
-    found = survey(rows, plan, count_all=args.max_steps <= 0, show_progress=args.process_index == 0)
-    say(f"audio: {found or 'a stream from ' + rows.description}")
+    sources, held_out = open_unlabeled(data_args, plan)
+    found = survey(
+        sources,
+        plan,
+        max_skipped_fraction=data_args.max_skipped_fraction,
+        count_all=args.max_steps <= 0,
+        show_progress=args.process_index == 0,
+    )
+    say(f"audio: {found or 'a stream from ' + ', '.join(rows.description for rows, _ in sources)}")
     batch_seconds = setup.choose_batch_seconds(data_args, args)
     setup.choose_max_steps(args, found, batch_seconds)
     setup.choose_workers(args, found)
@@ -42,19 +48,19 @@ def main(argv: list[str] | None = None) -> dict:
         say(note)
     setup.choose_unused_parameters(args, model)
 
-    stream = {"args": args, "rate": feature_extractor.sampling_rate, "batch_seconds": batch_seconds}
-    train_stream = setup.make_stream(rows, plan, CropToShortest(feature_extractor, random=True), train=True, **stream)
+    stream = {"rate": feature_extractor.sampling_rate, "batch_seconds": batch_seconds, "unlabeled": True}
+    collate = Rectangle(feature_extractor)
     eval_stream = None
-    if held_out is not None and args.eval_strategy != "no":
+    if held_out and args.eval_strategy != "no":
         held_out = setup.limit_seconds(held_out, plan, args.max_eval_seconds)
-        crop = CropToShortest(feature_extractor, random=False)
-        eval_stream = setup.make_stream(held_out, plan, crop, train=False, **stream)
+        eval_stream = setup.make_stream(held_out, plan, collate, args, train=False, **stream)
     trainer = AcousticTrainer(
         model=model,
         args=setup.without_evaluation(args) if eval_stream is None else args,
         step=PretrainingStep(model, args),
-        train_dataset=train_stream,
+        train_dataset=setup.make_stream(sources, plan, collate, args, train=True, **stream),
         eval_dataset=eval_stream,
+        max_skipped_fraction=data_args.max_skipped_fraction,
     )
     make_room(args, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -63,17 +69,24 @@ def main(argv: list[str] | None = None) -> dict:
     return report_pretraining(trainer, model_args, data_args, found, notes, results, time.perf_counter() - started)
 
 
-def open_unlabeled(data_args, plan):
-    """(training rows, held-out rows or None): two splits where both are named, else a part by the names' hashes."""
-    shared = {
-        "dataset_config_name": data_args.dataset_config_name,
-        "audio_column": data_args.audio_column_name,
-        "streaming": data_args.streaming,
-    }
-    rows = open_rows(data_args.dataset_name, data_args.train_split_name, **shared)
-    if data_args.eval_split_name:
-        return rows, open_rows(data_args.dataset_name, data_args.eval_split_name, **shared)
-    return hold_out(rows, data_args.validation_split_percentage, usable(plan))
+def open_unlabeled(data_args, plan) -> tuple[list, list]:
+    """(training sources, held-out sources), each [(rows, weight)]: two splits where both are named, else a part by the
+    names' hashes."""
+    sources, held_out = [], []
+    for source in data_args.mix:
+        options = {
+            "dataset_config_name": source.config or data_args.dataset_config_name,
+            "audio_column": source.audio_column or data_args.audio_column_name,
+            "streaming": data_args.streaming if source.streaming is None else source.streaming,
+        }
+        rows = open_rows(source.name, source.split or data_args.train_split_name, **options)
+        if data_args.eval_split_name:
+            rest = open_rows(source.name, data_args.eval_split_name, **options)
+        else:
+            rows, rest = hold_out(rows, data_args.validation_split_percentage, usable(plan))
+        sources.append((rows, source.weight))
+        held_out += [(rest, source.weight)] if rest is not None else []
+    return sources, held_out
 
 
 if __name__ == "__main__":

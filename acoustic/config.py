@@ -54,12 +54,18 @@ class ModelArguments:
 class DataArguments:
     """Audio"""
 
-    dataset_name: str | None = option(None, "folder, glob, manifest (csv, tsv, jsonl, parquet) or Hub id of the audio")
+    dataset_name: str | None = option(
+        None,
+        "folder, glob, manifest (csv, tsv, jsonl, parquet), tar or parquet shards, a URL of these, or Hub id of the "
+        "audio; in pretraining also a list of {name, weight, split, ...} to mix: YAML, or JSON on the command line",
+    )
     dataset_config_name: str | None = option(None, "configuration of a Hub data set")
     train_split_name: str = option("train", "split to train on: a subfolder or manifest of the folder, or a Hub split")
     eval_split_name: str | None = option(None, "split to evaluate on while training; without one a part is held out")
     audio_column_name: str = option("audio", "column that holds the audio, or its path in a manifest")
-    streaming: bool = option(False, "read Hub data sets as a stream, without downloading them first")
+    streaming: bool = option(
+        False, "read Hub data sets as a stream, without downloading them first (tars and URLs always are)"
+    )
     max_duration_in_seconds: float = option(15.6, "longest window, in seconds (15.6 s: the paper's 250,000 samples)")
     min_duration_in_seconds: float = option(1.0, "recordings shorter than this are skipped, in seconds")
     batch_seconds: float | None = option(
@@ -69,9 +75,16 @@ class DataArguments:
         5.0, "percent of the recordings that is held out, by a hash of their names, where no eval_split_name is given"
     )
 
+    max_skipped_fraction: float = option(
+        0.1, "end the run when more than this share of the recordings can't be read; single bad files are skipped"
+    )
+
     def __post_init__(self):
         if not self.dataset_name:
-            raise UserError("dataset_name: which audio? Give a folder, a glob, a manifest or a Hub id")
+            raise UserError("dataset_name: which audio? Give a folder, a glob, a manifest, a URL or a Hub id")
+        self.mix = read_mix(self.dataset_name)
+        if not 0 <= self.max_skipped_fraction <= 1:
+            raise UserError("max_skipped_fraction: a share from 0 to 1")
         if self.min_duration_in_seconds < 0.1:
             raise UserError("min_duration_in_seconds: at least 0.1 s, or there is hardly a frame to predict")
         if self.max_duration_in_seconds < 2 * self.min_duration_in_seconds:
@@ -86,6 +99,38 @@ class DataArguments:
             )
         if not 0 <= self.validation_split_percentage < 100:
             raise UserError("validation_split_percentage: a percentage from 0 to below 100")
+
+
+@dataclass
+class Source:
+    """One data set of a mix; what is None is as the option of that name says for all of them."""
+
+    name: str
+    weight: float = 1.0
+    config: str | None = None
+    split: str | None = None
+    audio_column: str | None = None
+    streaming: bool | None = None
+
+
+def read_mix(dataset_name: str) -> list[Source]:
+    """One name, or the JSON of a list of names and {name, weight, ...}: what a YAML list comes as."""
+    if not re.match(r'\s*\[\s*["{]', dataset_name):  # `[ab]*.wav` is a glob
+        return [Source(dataset_name)]
+    known = [f.name for f in dataclasses.fields(Source)]
+    try:
+        entries = [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in json.loads(dataset_name)]
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        raise UserError(f"dataset_name: a list of names or of {{name, weight, ...}} is needed ({error})") from None
+    if not entries:
+        raise UserError("dataset_name: an empty list")
+    for entry in entries:
+        for key in entry:
+            check_known(key, set(known), "dataset_name")
+        weight = entry.get("weight", 1)
+        if not entry.get("name") or not isinstance(weight, (int, float)) or not weight > 0:
+            raise UserError(f"dataset_name: each entry needs a name, and a weight above 0: {json.dumps(entry)}")
+    return [Source(**entry) for entry in entries]
 
 
 @dataclass
@@ -336,7 +381,7 @@ def read_recipe(path: str, known: set[str]) -> list[str]:
         check_known(str(key), known, path)
         if value is None:
             raise UserError(f"{key} has no value in {path}; leave the line out for the default")
-        if isinstance(value, dict):
+        if isinstance(value, dict) or (isinstance(value, list) and key == "dataset_name"):
             tokens += [f"--{key}", json.dumps(value)]
         elif isinstance(value, list):
             tokens += [f"--{key}", *map(str, value)]
@@ -355,6 +400,8 @@ def parse_finetuning(
     model_args, data_args, training_args = parse(FINETUNE, argv)
     if model_args.model_name_or_path is None:
         raise UserError("model_name_or_path: which pretrained model? Give a folder or a Hub id")
+    if len(data_args.mix) > 1:
+        raise UserError("dataset_name: a mix of data sets is for pretraining; labels come from one")
     if data_args.labels_per_class is not None and data_args.labels_per_class < 1:
         raise UserError("labels_per_class: at least 1")
     if data_args.labels_per_class is not None and training_args.task != "classification":

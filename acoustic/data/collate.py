@@ -6,20 +6,20 @@ import torch
 from acoustic.data.windows import Window
 
 
-class CropToShortest:
-    """Pretraining: one rectangle without padding or attention mask; longer windows lose a random part to the shortest.
+class Rectangle:
+    """Pretraining: windows of one length, without padding or attention mask.
 
     Returns {"input_values": (batch, samples) float32}.
     """
 
-    def __init__(self, feature_extractor, random: bool):
-        self.feature_extractor, self.random = feature_extractor, random
+    def __init__(self, feature_extractor):
+        self.feature_extractor = feature_extractor
 
-    def __call__(self, windows: list[Window], waveforms: list[np.ndarray], generator: np.random.Generator) -> dict:
-        length = min(map(len, waveforms))
-        starts = [generator.integers(len(w) - length + 1) if self.random else 0 for w in waveforms]
-        cropped = [waveform[start : start + length] for waveform, start in zip(waveforms, starts)]
-        return {"input_values": extract(self.feature_extractor, cropped)["input_values"]}
+    def __call__(self, windows: list[Window], waveforms: list[np.ndarray]) -> dict:
+        # A window at 11,025 Hz can come out one sample longer than one at 16 kHz of the same length in seconds.
+        length = int(min(window.seconds for window in windows) * self.feature_extractor.sampling_rate + 1e-6)
+        length = min(length, *map(len, waveforms))
+        return {"input_values": extract(self.feature_extractor, [w[:length] for w in waveforms])["input_values"]}
 
 
 class PadToLongest:
@@ -33,7 +33,7 @@ class PadToLongest:
     def __init__(self, feature_extractor, encode):
         self.feature_extractor, self.encode = feature_extractor, encode
 
-    def __call__(self, windows: list[Window], waveforms: list[np.ndarray], generator: np.random.Generator) -> dict:
+    def __call__(self, windows: list[Window], waveforms: list[np.ndarray]) -> dict:
         labels = [torch.tensor(self.encode(window.row)) for window in windows]
         if labels[0].dim():
             labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)

@@ -1,10 +1,10 @@
 """Read one window of one recording: seek, read, downmix, resample. Nothing outside the window is decoded."""
 
+import math
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio
 
@@ -13,6 +13,12 @@ from acoustic.data.headers import Skip, open_audio
 # Containers whose decoders need some past before they are exact: mp3's bit reservoir, Opus' filters; and in the last
 # page of an Ogg file libsndfile 1.2 seeks to a wrong place. Decoding 2 s takes milliseconds.
 LOSSY, PREROLL_SECONDS = ("OGG", "MP3"), 2.0
+
+# Samples over all channels that are held at a time: what 256 channels hold would be 64 windows.
+MAX_SAMPLES = 2**21
+
+# -100 dBFS from top to bottom: under the noise of any recorder, over the rounding of lossy codecs.
+SILENCE = 1e-5
 
 
 @lru_cache(maxsize=64)
@@ -30,12 +36,12 @@ def read_window(audio: dict, start: int, stop: int, rate: int) -> np.ndarray:
     """Samples [start, stop) of a recording, counted at its own rate, as mono float32 at `rate` Hz.
 
     Args:
-        audio: an undecoded `{"path", "bytes"}` value.
+        audio: an undecoded audio value, see `open_audio`.
         start, stop: window in frames of the source.
         rate: the model's sample rate in Hz.
 
     Returns:
-        (samples,) float32, with ceil((stop - start) * rate / source rate) samples (see `resampler` for odd rates).
+        (samples,) float32, with ceil((stop - start) * rate / source rate) samples.
 
     Raises:
         Skip: the window is truncated, unreadable or holds NaN or infinity.
@@ -43,16 +49,32 @@ def read_window(audio: dict, start: int, stop: int, rate: int) -> np.ndarray:
     with open_audio(audio) as file:
         source_rate = file.samplerate
         first = max(start - int(PREROLL_SECONDS * source_rate), 0) if file.format in LOSSY else start
-        try:
-            file.seek(first)
-            frames = file.read(stop - first, dtype="float32", always_2d=True)[start - first :]
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise Skip(f"decoding failed: {str(error).rsplit(': ', 1)[-1]}") from None
-    if len(frames) < stop - start:
-        raise Skip(f"truncated: {start + len(frames)} of {stop} frames could be read")
-    waveform = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
+        file.seek(first)
+        waveform = read_mono(file, stop - first)[start - first :]
+    if len(waveform) < stop - start:
+        raise Skip(f"truncated: {start + len(waveform)} of {stop} frames could be read")
     if not np.isfinite(waveform).all():
         raise Skip("NaN or infinite samples")
-    if source_rate != rate:
-        waveform = resampler(source_rate, rate)(torch.from_numpy(np.ascontiguousarray(waveform))).numpy()
-    return waveform
+    return waveform if source_rate == rate else resample(waveform, source_rate, rate)
+
+
+def read_mono(file, frames: int) -> np.ndarray:
+    """The mean over channels of the next `frames` frames, or of fewer at the file's end."""
+    pieces, most = [], max(MAX_SAMPLES // file.channels, 1)
+    while frames > 0:
+        piece = file.read(min(frames, most), dtype="float32", always_2d=True)
+        pieces.append(piece[:, 0] if piece.shape[1] == 1 else piece.mean(axis=1))
+        frames = frames - len(piece) if len(piece) else 0
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.zeros(0, np.float32)])
+
+
+def resample(waveform: np.ndarray, source_rate: int, rate: int) -> np.ndarray:
+    length = math.ceil(len(waveform) * rate / source_rate)
+    resampled = resampler(source_rate, rate)(torch.from_numpy(np.ascontiguousarray(waveform))).numpy()[:length]
+    # A rounded ratio can leave a window 0.02 % short, and a batch has one length.
+    return np.pad(resampled, (0, length - len(resampled)), mode="edge")
+
+
+def is_silent(waveform: np.ndarray) -> bool:
+    """Whether nothing is to be heard, however loud it is played: zeros, or a constant."""
+    return float(np.ptp(waveform)) <= SILENCE

@@ -7,99 +7,30 @@ it. `text` and `label` are there when the columns for them were asked for.
 import csv
 import glob
 import hashlib
+import io
+import itertools
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from urllib.parse import unquote
 
 import datasets
-import numpy as np
+import pyarrow
+import pyarrow.parquet
 
 from acoustic.console import UserError
 from acoustic.data.headers import AUDIO_SUFFIXES, is_audio_name
+from acoustic.data.remote import is_remote, list_files
+from acoustic.data.rows import IndexedRows, PackedList, Rows, ShardedRows, StreamedRows
+from acoustic.data.shards import ParquetReader, TarReader, find_readable, open_binary, read_features, shard_kind
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 PATH_COLUMNS = ("file_name", "path", "file", "filename", "audio_path")
-TABLE_SUFFIXES = (".parquet", ".arrow", ".tar")
 NO_AUDIO = {"path": None, "bytes": None}
-
-
-class IndexedRows:
-    """Rows that can be looked up by number: a list of dicts or a `datasets.Dataset`. Shuffled as a whole, every epoch.
-
-    `indices` are the items that are in use; an item keeps its number, and so its name, in every part.
-    """
-
-    def __init__(self, items, to_row, description: str, indices: list[int] | None = None):
-        self.items, self.to_row, self.description = items, to_row, description
-        self.indices = list(range(len(items))) if indices is None else indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict:
-        number = self.indices[index]
-        return self.to_row(self.items[number], number)
-
-    def select(self, keep) -> "IndexedRows":
-        """The rows whose `keep(row)` is true; decided on names and labels, no audio is opened."""
-        indices = [index for index in range(len(self)) if keep(self[index])]
-        return self.take(indices)
-
-    def take(self, indices: list[int]) -> "IndexedRows":
-        return IndexedRows(self.items, self.to_row, self.description, [self.indices[index] for index in indices])
-
-    def iterate(self, shard: int, num_shards: int, seed: int | None, epoch: int) -> Iterator[dict]:
-        """Rows of one of `num_shards` disjoint shards; in a new order every epoch, or in their own without a seed."""
-        order = np.arange(len(self)) if seed is None else np.random.default_rng([seed, epoch]).permutation(len(self))
-        for index in order[shard::num_shards]:
-            yield self[int(index)]
-
-    def columns(self, column: str) -> Iterator:
-        return (self[index][column] for index in range(len(self)))
-
-
-class StreamedRows:
-    """Rows that can only be read in order (`datasets.IterableDataset`): files are shuffled, windows in blocks."""
-
-    def __init__(self, dataset: datasets.IterableDataset, to_row, description: str, keep=None):
-        self.dataset, self.to_row, self.description, self.keep = dataset, to_row, description, keep
-
-    def select(self, keep) -> "StreamedRows":
-        both = keep if self.keep is None else lambda row: self.keep(row) and keep(row)
-        return StreamedRows(self.dataset, self.to_row, self.description, both)
-
-    def iterate(self, shard: int, num_shards: int, seed: int | None, epoch: int) -> Iterator[dict]:
-        dataset, step, offset = self.dataset, 1, 0
-        if seed is not None:
-            # One input shard: interleaving several would start threads, and sleep 5 s at the end of an epoch.
-            # Not `set_epoch`: `shard` below would forget it, and every epoch would have the same order.
-            generator = np.random.default_rng([seed, epoch])
-            dataset = dataset.shuffle(generator=generator, buffer_size=1, max_buffer_input_shards=1)
-        if dataset.num_shards >= num_shards:
-            dataset = dataset.shard(num_shards=num_shards, index=shard)
-        else:
-            # Fewer files than readers: every reader walks all undecoded rows and keeps its own.
-            step, offset = num_shards, shard
-        # Not `for item in dataset`: in a DataLoader worker that would give this worker a share of the share.
-        for index, batch in enumerate(dataset.iter(batch_size=1)):
-            if index % step == offset:
-                row = self.to_row({column: values[0] for column, values in batch.items()}, index)
-                if self.keep is None or self.keep(row):
-                    yield row
-
-    def columns(self, column: str) -> Iterator:
-        """One column of the kept rows, as rows have it; the audio stays unread where the format can leave it so."""
-        if self.keep is not None:
-            return (row[column] for row in self.iterate(0, 1, None, 0))
-        if column not in self.to_row.sources:
-            return iter(())
-        items = self.dataset.select_columns([self.to_row.sources[column]])
-        return (self.to_row.value(column, item) for item in items)
-
-
-Rows = IndexedRows | StreamedRows
 
 
 def open_rows(
@@ -111,85 +42,204 @@ def open_rows(
     text_column: str | None = None,
     label_column: str | None = None,
     streaming: bool = False,
+    indexed: bool = False,
 ) -> Rows:
-    """Open a folder, a glob, a manifest, a saved data set or a Hub id; one split of it.
+    """Open a folder, a glob, a manifest, tar or parquet shards, a URL of these, a saved data set or a Hub id.
 
     A split of a local folder is its subfolder of that name or its manifest of that name (`train/`, `train.csv`, a
     fairseq `train.tsv`); where there is neither, "train" is all of the folder.
+
+    Args:
+        streaming: read a Hub data set as a stream, without downloading it first.
+        indexed: rows must be looked up by number, so parquet with embedded audio is first converted by `datasets`.
 
     Raises:
         UserError: nothing is there, nothing in it is audio, or a column is missing.
     """
     columns = {"text": text_column, "label": label_column}
+    options = Options(dataset_config_name, audio_column, columns, streaming, indexed)
     path = Path(os.path.expanduser(dataset_name))
-    is_glob = glob.has_magic(dataset_name) and not path.exists()
-    if split != "train" and (is_glob or path.is_file()):
-        # The same rows under another name would be trained on and tested on.
-        raise UserError(
-            f"dataset_name: {dataset_name!r} is a single list without a split {split!r}; give the folder with "
-            f"train and {split} in it, as subfolders or manifests"
-        )
-    if is_glob:
-        files = sorted(filter(is_audio_name, glob.glob(str(path), recursive=True)))
-        if not files:
-            raise UserError(f"dataset_name: no audio file matches {dataset_name!r}")
-        return from_files(files, Path(os.path.commonpath([os.path.dirname(file) for file in files])), dataset_name)
+    is_pattern = has_pattern(dataset_name) and not path.exists()
+    if is_remote(dataset_name):
+        return open_url(dataset_name, split, options)
+    if split != "train" and (is_pattern or path.is_file()):
+        raise UserError(single_list(dataset_name, split))
+    if is_pattern:
+        found = itertools.chain.from_iterable(glob.glob(name, recursive=True) for name in expand_braces(str(path)))
+        return open_files(sorted(found), dataset_name, options)
     if path.is_dir():
-        return open_folder(path, split, dataset_config_name, audio_column, columns, streaming)
+        return open_folder(path, split, options)
     if path.is_file():
-        return open_file(path, audio_column, columns, streaming)
+        return open_file(path, options)
     if looks_like_path(dataset_name):
         raise UserError(f"dataset_name: there is no folder or file {dataset_name!r}")
-    return open_hub(dataset_name, split, dataset_config_name, audio_column, columns, streaming)
+    return open_hub(dataset_name, split, options)
+
+
+class Options(NamedTuple):
+    """What `open_rows` was asked for, but the place and the split."""
+
+    config: str | None
+    audio_column: str
+    columns: dict[str, str | None]
+    streaming: bool
+    indexed: bool
+
+
+def single_list(dataset_name: str, split: str) -> str:
+    # The same rows under another name would be trained on and tested on.
+    return (
+        f"dataset_name: {dataset_name!r} is a single list without a split {split!r}; give the folder with "
+        f"train and {split} in it, as subfolders or manifests"
+    )
+
+
+def has_pattern(name: str) -> bool:
+    return glob.has_magic(name) or re.search(r"\{[^{}]+\}", name) is not None
+
+
+def expand_braces(name: str) -> list[str]:
+    """`{a,b}` and WebDataset's `{000..123}` in a name -> the names."""
+    found = re.search(r"\{([^{}]+)\}", name)
+    if found is None:
+        return [name]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if numbers:
+        width = len(numbers[1]) if numbers[1].startswith("0") else 0
+        choices = [f"{number:0{width}d}" for number in range(int(numbers[1]), int(numbers[2]) + 1)]
+    else:
+        choices = found[1].split(",")
+    return [full for choice in choices for full in expand_braces(name[: found.start()] + choice + name[found.end() :])]
 
 
 def looks_like_path(name: str) -> bool:
     """Whether a name that doesn't exist was meant as a local path and not as a Hub id (`name` or `user/name`)."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith(("/", *MANIFEST_SUFFIXES))
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith(("/", *MANIFEST_SUFFIXES, ".tar"))
 
 
-def open_folder(path: Path, split: str, config: str | None, audio_column: str, columns: dict, streaming: bool) -> Rows:
+def open_url(url: str, split: str, options: Options) -> Rows:
+    """A file, a folder or a pattern behind https://, s3://, hf://, ...: what lies there is what a folder may hold."""
+    name = PurePosixPath(unquote(url.split("?")[0])).name
+    is_file = is_audio_name(name) or name.endswith((*MANIFEST_SUFFIXES, ".tar"))
+    if split != "train" and (is_file or has_pattern(url)):
+        raise UserError(single_list(url, split))
+    try:
+        if has_pattern(url) or not is_file:
+            # A range needs no listing, which many web servers don't give.
+            names = expand_braces(url)
+            listed = [file for name in names for file in (list_files(name) if not is_shard(name) else [name])]
+            return open_files(in_split(listed, url, split), url, options)
+        if is_shard(url):
+            return open_shards([url], url, options)
+        return from_files([url], url, url) if is_audio_name(name) else open_manifest(url, options)
+    except OSError as error:
+        raise UserError(f"dataset_name: can't read {url!r}: {error}") from None
+
+
+def is_shard(name: str) -> bool:
+    return not glob.has_magic(name) and shard_kind(name) is not None
+
+
+def in_split(files: list[str], root: str, split: str) -> list[str]:
+    """The files in a subfolder named like the split; where there is none, "train" is all of them."""
+    inside = [file for file in files if file.startswith(f"{root.rstrip('/')}/{split}/")]
+    if not inside and split != "train":
+        raise UserError(f"dataset_name: {root!r} has no split {split!r}: no file in a folder {split}/")
+    return inside or files
+
+
+def open_files(files: list[str], description: str, options: Options) -> Rows:
+    """Audio files, or else the tars, or else the parquet files, among what was found."""
+    audio = [file for file in files if is_audio_name(file)]
+    if audio:
+        folders = [file.rpartition("/")[0] for file in audio]
+        return from_files(audio, os.path.commonprefix([f"{folder}/" for folder in folders]), description)
+    for kind in (".tar", ".parquet"):
+        shards = [file for file in files if shard_kind(file) == kind]
+        if shards:
+            return open_shards(shards, description, options)
+    raise UserError(f"dataset_name: no audio file matches {description!r}")
+
+
+def open_shards(files: list[str], description: str, options: Options) -> Rows:
+    """Tars and parquet are read in place; parquet that lists paths is a manifest."""
+    if shard_kind(files[0]) == ".tar":
+        return ShardedRows(files, TarReader(options.columns), description)
+    example = find_readable(files)
+    features = read_parquet_features(example, description)
+    audio_column = choose_path_column(features, options.audio_column, description)
+    check_columns(features, options.columns, description)
+    if not isinstance(features[audio_column], (datasets.Audio, dict)):
+        if len(files) == 1 and not options.streaming:
+            return open_manifest(files[0], options)
+        root = None if is_remote(files[0]) else Path(files[0]).parent
+        to_row = DatasetRow(audio_column, options.columns, features, description, root)
+    elif options.indexed:
+        dataset = load(description, "parquet", data_files=files, split="train")
+        return from_dataset(dataset, description, options)
+    else:
+        to_row = DatasetRow(audio_column, options.columns, features, description, None)
+    wanted = [audio_column, *(column for column in options.columns.values() if column is not None)]
+    return ShardedRows(files, ParquetReader(to_row, list(dict.fromkeys(wanted))), description)
+
+
+def read_parquet_features(path: str, description: str) -> datasets.Features:
+    try:
+        return read_features(path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"dataset_name: can't read {description!r} as parquet: {reason}") from None
+
+
+def open_folder(path: Path, split: str, options: Options) -> Rows:
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        return open_saved(path, split, audio_column, columns, streaming)
+        return open_saved(path, split, options)
     if (path / split).is_dir():
-        return open_subfolder(path / split, config, audio_column, columns, streaming)
+        return open_subfolder(path / split, options)
     for suffix in MANIFEST_SUFFIXES:
         if (path / f"{split}{suffix}").is_file():
-            return open_file(path / f"{split}{suffix}", audio_column, columns, streaming)
-    if split != "train":
+            return open_file(path / f"{split}{suffix}", options)
+    if split != "train" and not named_like(find_audio(path)[1], split):
         raise UserError(
             f"dataset_name: {str(path)!r} has no split {split!r} (neither a subfolder nor a manifest); it has: "
             f"{contents(path)}"
         )
-    return open_subfolder(path, config, audio_column, columns, streaming)
+    return open_subfolder(path, options, split)
 
 
-def open_subfolder(path: Path, config: str | None, audio_column: str, columns: dict, streaming: bool) -> Rows:
+def named_like(shards: list[str], split: str) -> list[str]:
+    """The shards whose names begin with the split's, as the Hub's do (`train-00000-of-00004.parquet`)."""
+    return [shard for shard in shards if re.match(rf"{re.escape(split)}[-_.]", shard.rpartition("/")[2])]
+
+
+def open_subfolder(path: Path, options: Options, split: str = "train") -> Rows:
     """A folder of audio: described by its metadata file where it has one, else by its subfolders' names."""
     for suffix in MANIFEST_SUFFIXES:
         if (path / f"metadata{suffix}").is_file():
-            return open_file(path / f"metadata{suffix}", audio_column, columns, streaming)
+            return open_file(path / f"metadata{suffix}", options)
     if not os.access(path, os.R_OK | os.X_OK):
         raise UserError(f"dataset_name: no permission to read the folder {str(path)!r}")
-    files, others = find_audio(path)
+    files, shards, others = find_audio(path)
     if files:
-        for wanted, column in columns.items():
+        for wanted, column in options.columns.items():
             # Without a column, folder-per-class gives the label; a text can't come from there.
             if column is not None and (wanted == "text" or column != "label"):
                 raise UserError(
                     f"{wanted}_column_name: {str(path)!r} is a plain folder, without a column {column!r}; add a "
                     f"metadata.csv with the columns file_name and {column}"
                 )
-        return from_files(files, path, str(path))
-    if any(suffix in TABLE_SUFFIXES for suffix in others):
-        return open_hub(str(path), "train", config, audio_column, columns, streaming)
+        return from_files(files, str(path), str(path))
+    if shards:
+        return open_files(named_like(shards, split) or shards, f"{path} [{split}]", options)
+    if others[".arrow"]:
+        return open_hub(str(path), "train", options)
     found = ", ".join(f"{count} {suffix or '(no suffix)'}" for suffix, count in others.most_common(5)) or "nothing"
     raise UserError(f"dataset_name: no audio in {str(path)!r} (found {found}; read are {' '.join(AUDIO_SUFFIXES)})")
 
 
-def find_audio(path: Path) -> tuple[list[str], Counter]:
-    """All audio files below a folder (links followed once, hidden files left out), and a count of the others."""
-    files, others, seen = [], Counter(), set()
+def find_audio(path: Path) -> tuple[list[str], list[str], Counter]:
+    """Audio files and shards below a folder (links followed once, hidden ones left out), and a count of the others."""
+    files, shards, others, seen = [], [], Counter(), set()
     for folder, subfolders, names in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
@@ -198,11 +248,15 @@ def find_audio(path: Path) -> tuple[list[str], Counter]:
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
-            if is_audio_name(name) and not name.startswith("."):
+            if name.startswith("."):
+                others[""] += 1
+            elif is_audio_name(name):
                 files.append(os.path.join(folder, name))
+            elif shard_kind(name):
+                shards.append(os.path.join(folder, name))
             else:
                 others[Path(name).suffix.lower()] += 1
-    return files, others
+    return files, shards, others
 
 
 def contents(path: Path) -> str:
@@ -210,80 +264,92 @@ def contents(path: Path) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
 
 
-def from_files(files: list[str], root: Path, description: str) -> IndexedRows:
+def from_files(files: list[str], root: str, description: str) -> IndexedRows:
     """Rows of audio files; the label is the first folder below `root`, the name the path below it."""
+    start = len(root.rstrip("/")) + 1 if len(files) > 1 or files[0] != root else 0
 
     def to_row(file: str, index: int) -> dict:
-        name = os.path.relpath(file, root)
-        folder = name.split(os.sep)[0] if os.sep in name else None
+        name = file[start:] if start else file.rpartition("/")[2]
+        folder = name.split("/")[0] if "/" in name else None
         return {"audio": {"path": file, "bytes": None}, "name": name, "label": folder, "text": None}
 
-    return IndexedRows(files, to_row, description)
+    return IndexedRows(PackedList(files), to_row, description)
 
 
-def open_file(path: Path, audio_column: str, columns: dict, streaming: bool) -> Rows:
-    """A manifest, or a single recording."""
+def open_file(path: Path, options: Options) -> Rows:
+    """A manifest, a shard or a single recording."""
     if is_audio_name(path.name):
-        return from_files([str(path)], path.parent, str(path))
-    if path.suffix == ".parquet":
-        dataset = load(str(path), "parquet", data_files=str(path), split="train", streaming=streaming)
-        return from_dataset(dataset, str(path), audio_column, columns, path.parent)
+        return from_files([str(path)], str(path.parent), str(path))
+    if shard_kind(path.name):
+        return open_shards([str(path)], str(path), options)
     if path.suffix not in MANIFEST_SUFFIXES:
         raise UserError(f"dataset_name: {str(path)!r} is neither audio nor a manifest ({' '.join(MANIFEST_SUFFIXES)})")
-    items, root = read_fairseq(path) or (read_manifest(path), path.parent)
+    return open_manifest(str(path), options)
+
+
+def open_manifest(path: str, options: Options) -> IndexedRows:
+    """Rows of a table with a column of paths, local or behind a URL; relative ones start where the table is."""
+    items, root = read_fairseq(path) or (read_manifest(path), path.rpartition("/")[0])
     if not items:
-        raise UserError(f"dataset_name: the manifest {str(path)!r} has no rows")
-    path_column = choose_path_column(items[0], audio_column, str(path))
-    check_columns(items[0], columns, str(path))
+        raise UserError(f"dataset_name: the manifest {path!r} has no rows")
+    path_column = choose_path_column(items[0], options.audio_column, path)
+    check_columns(items[0], options.columns, path)
+    wanted = {path_column, *options.columns.values()} - {None}
 
     def to_row(item: dict, index: int) -> dict:
         file = item.get(path_column)
         if not file or not isinstance(file, str):
-            return {"audio": NO_AUDIO, "name": f"row {index}", **read_columns(item, columns)}
-        return {
-            "audio": {"path": os.path.join(root, file), "bytes": None},
-            "name": file,
-            **read_columns(item, columns),
-        }
+            return {"audio": NO_AUDIO, "name": f"row {index}", **read_columns(item, options.columns)}
+        where = file if is_remote(file) else f"{root}/{file}" if is_remote(root) else os.path.join(root, file)
+        return {"audio": {"path": where, "bytes": None}, "name": file, **read_columns(item, options.columns)}
 
-    return IndexedRows(items, to_row, str(path))
+    return IndexedRows(PackedList({name: item.get(name) for name in wanted} for item in items), to_row, path)
 
 
-def read_manifest(path: Path) -> list[dict]:
+def read_manifest(path: str) -> list[dict]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".jsonl":
-                return [parse_json_line(line, number, path) for number, line in enumerate(file, 1) if line.strip()]
-            return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+        content = read_bytes(path)
+        if path.endswith(".parquet"):
+            return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+        text = content.decode("utf-8-sig")
+        if path.endswith(".jsonl"):
+            lines = enumerate(text.split("\n"), 1)
+            return [parse_json_line(line, number, path) for number, line in lines if line.strip()]
+        table = io.StringIO(text, newline="")
+        return list(csv.DictReader(table, delimiter="\t" if path.endswith(".tsv") else ","))
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"dataset_name: {str(path)!r} is not UTF-8 text ({error.reason} at byte {error.start})"
-        ) from None
-    except csv.Error as error:
-        raise UserError(f"dataset_name: {str(path)!r} is not a table of text: {error}") from None
+        raise UserError(f"dataset_name: {path!r} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (csv.Error, pyarrow.ArrowException) as error:
+        raise UserError(f"dataset_name: {path!r} is not a table of text: {error}") from None
     except OSError as error:
-        raise UserError(f"dataset_name: can't read {str(path)!r}: {error.strerror}") from None
+        raise UserError(f"dataset_name: can't read {path!r}: {error.strerror or error}") from None
 
 
-def parse_json_line(line: str, number: int, path: Path) -> dict:
+def read_bytes(path: str) -> bytes:
+    with open_binary(path) as file:
+        return file.read()
+
+
+def parse_json_line(line: str, number: int, path: str) -> dict:
     try:
         item = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"dataset_name: {str(path)!r} line {number} is not JSON: {error.msg}") from None
+        raise UserError(f"dataset_name: {path!r} line {number} is not JSON: {error.msg}") from None
     if not isinstance(item, dict):
-        raise UserError(f"dataset_name: {str(path)!r} line {number} is not a JSON object")
+        raise UserError(f"dataset_name: {path!r} line {number} is not a JSON object")
     return item
 
 
-def read_fairseq(path: Path) -> tuple[list[dict], Path] | None:
+def read_fairseq(path: str) -> tuple[list[dict], str] | None:
     """fairseq's manifest: the root folder on the first line, then `path<TAB>frames`. None if it is another .tsv."""
-    if path.suffix != ".tsv":
+    if not path.endswith(".tsv") or is_remote(path):
         return None
     with open(path, encoding="utf-8", errors="replace") as file:
         lines = [line.rstrip("\r\n") for line in file]
-    if not lines or not lines[0] or "\t" in lines[0] or not os.path.isdir(os.path.join(path.parent, lines[0])):
+    folder = os.path.dirname(path)
+    if not lines or not lines[0] or "\t" in lines[0] or not os.path.isdir(os.path.join(folder, lines[0])):
         return None
-    return [{"path": line.split("\t")[0]} for line in lines[1:] if line], path.parent / lines[0]
+    return [{"path": line.split("\t")[0]} for line in lines[1:] if line], os.path.join(folder, lines[0])
 
 
 def choose_path_column(columns: dict, audio_column: str, description: str) -> str:
@@ -309,19 +375,19 @@ def read_columns(item: dict, columns: dict) -> dict:
     return {wanted: None if column is None else item.get(column) for wanted, column in columns.items()}
 
 
-def open_saved(path: Path, split: str, audio_column: str, columns: dict, streaming: bool) -> Rows:
+def open_saved(path: Path, split: str, options: Options) -> Rows:
     """What `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     dataset = datasets.load_from_disk(str(path))
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
             raise UserError(f"dataset_name: {str(path)!r} has no split {split!r}; it has: {', '.join(dataset)}")
         dataset = dataset[split]
-    return from_dataset(dataset, str(path), audio_column, columns)
+    return from_dataset(dataset, str(path), options)
 
 
-def open_hub(name: str, split: str, config: str | None, audio_column: str, columns: dict, streaming: bool) -> Rows:
-    dataset = load(name, name, config, split=split, streaming=streaming)
-    return from_dataset(dataset, f"{name} [{split}]", audio_column, columns)
+def open_hub(name: str, split: str, options: Options) -> Rows:
+    dataset = load(name, name, options.config, split=split, streaming=options.streaming)
+    return from_dataset(dataset, f"{name} [{split}]", options)
 
 
 def load(name: str, *args, **kwargs):
@@ -335,15 +401,15 @@ def load(name: str, *args, **kwargs):
         ) from None
 
 
-def from_dataset(dataset, description: str, audio_column: str, columns: dict, root: Path | None = None) -> Rows:
+def from_dataset(dataset, description: str, options: Options) -> Rows:
     """Rows of a `datasets.Dataset` or `IterableDataset`, whose audio column stays undecoded."""
     features = dataset.features or next(iter(dataset.take(1)), {})
-    audio_column = choose_path_column(features, audio_column, description)
-    check_columns(features, columns, description)
+    audio_column = choose_path_column(features, options.audio_column, description)
+    check_columns(features, options.columns, description)
     is_audio = isinstance(features[audio_column], datasets.Audio)
     if is_audio or isinstance(features[audio_column], dict):
         dataset = dataset.cast_column(audio_column, datasets.Audio(decode=False))
-    to_row = DatasetRow(audio_column, columns, features, description, root)
+    to_row = DatasetRow(audio_column, options.columns, features, description, None)
     if isinstance(dataset, datasets.IterableDataset):
         return StreamedRows(dataset, to_row, description)
     return IndexedRows(dataset, to_row, description)
@@ -369,7 +435,7 @@ class DatasetRow:
 
     def value(self, wanted: str, item: dict):
         """The item's "text" or "label"; a class number as its name."""
-        value = item[self.sources[wanted]]
+        value = item.get(self.sources[wanted])
         return self.class_names[value] if wanted == "label" and self.class_names and isinstance(value, int) else value
 
 
@@ -389,7 +455,7 @@ def hold_out(
     if percentage <= 0:
         return rows, None
     threshold = percentage / 100
-    if isinstance(rows, StreamedRows):
+    if not isinstance(rows, IndexedRows):
         return rows.select(lambda row: unit_hash(row["name"]) >= threshold), rows.select(
             lambda row: unit_hash(row["name"]) < threshold
         )

@@ -1,7 +1,5 @@
 """A look at the headers before a run: how much audio there is, what would be skipped, how many windows it makes."""
 
-import re
-from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +7,8 @@ from tqdm.auto import tqdm
 
 from acoustic.console import UserError
 from acoustic.data.headers import Skip, read_header
-from acoustic.data.sources import IndexedRows, Rows
+from acoustic.data.rows import IndexedRows, Rows
+from acoustic.data.tally import Tally, most_common, refuse_too_many
 from acoustic.data.windows import Plan
 
 # A header takes about 0.1 ms from a warm disk; more recordings than this are sampled, unless they must be counted.
@@ -24,34 +23,47 @@ class Survey:
     recordings: int
     windows: int = 0
     seconds: float = 0.0
-    longest_seconds: float = 0.0
-    skipped: dict[str, str] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
     complete: bool = True
-
-    def reasons(self) -> str:
-        counts = Counter(reason_kind(reason) for reason in self.skipped.values())
-        return ", ".join(f"{count} x {reason}" for reason, count in counts.most_common(3))
 
     def __str__(self) -> str:
         about = "" if self.complete else "about "
         hours, windows = f"{about}{self.seconds / 3600:.2f} h of audio", f"{about}{self.windows} windows"
         text = f"{self.recordings} recordings, {hours} in {windows}"
-        return text + (f"; {len(self.skipped)} skipped ({self.reasons()})" if self.skipped else "")
+        skipped = len(self.tally.names)
+        return text + (f"; {skipped} skipped ({most_common(self.tally.reasons)})" if skipped else "")
 
 
-def reason_kind(reason: str) -> str:
-    """A reason without the recording's own numbers, so that alike ones are counted together."""
-    return re.sub(r"^[\d.]+ s is ", "", reason)
-
-
-def survey(rows: Rows, plan: Plan, *, count_all: bool = False, show_progress: bool = False) -> Survey | None:
-    """Read the headers of all rows, or of a sample of many. None for a stream, which can't be looked at beforehand.
+def survey(
+    sources: list[tuple[Rows, float]],
+    plan: Plan,
+    *,
+    max_skipped_fraction: float = 1.0,
+    count_all: bool = False,
+    show_progress: bool = False,
+) -> Survey | None:
+    """Read the headers of all rows, or of a sample of many. None where a source is a stream: that can't be looked at.
 
     Raises:
-        UserError: none of the recordings can be used; the message says what dominates.
+        UserError: none of the recordings of a source can be used, or too many can't; the message says what dominates.
     """
-    if not isinstance(rows, IndexedRows):
+    if not all(isinstance(rows, IndexedRows) for rows, _ in sources):
         return None
+    total = Survey(recordings=0)
+    for rows, _ in sources:
+        found = survey_rows(rows, plan, count_all, show_progress)
+        refuse_too_many(
+            found.tally.faults, found.tally.rows, found.tally.fault_reasons, max_skipped_fraction, rows.description
+        )
+        total.recordings += found.recordings
+        total.windows += found.windows
+        total.seconds += found.seconds
+        total.complete &= found.complete
+        total.tally.merge(found.tally)
+    return total
+
+
+def survey_rows(rows: IndexedRows, plan: Plan, count_all: bool, show_progress: bool) -> Survey:
     indices = np.arange(len(rows))
     complete = count_all or len(rows) <= MAX_COUNTED
     if not complete:
@@ -60,18 +72,17 @@ def survey(rows: Rows, plan: Plan, *, count_all: bool = False, show_progress: bo
     generator = np.random.default_rng(0)
     for index in tqdm(indices, "reading headers", unit=" files", disable=not show_progress or len(indices) < 500):
         row = rows[int(index)]
+        skipped = []
         try:
-            windows = plan(row, read_header(row["audio"]), generator)
+            for window in plan(row, read_header(row["audio"]), generator):
+                result.windows += 1
+                result.seconds += window.seconds
         except Skip as skip:
-            result.skipped[row["name"]] = str(skip)
-            continue
-        result.windows += len(windows)
-        result.seconds += sum(window.seconds for window in windows)
-        result.longest_seconds = max(result.longest_seconds, *(window.seconds for window in windows))
+            skipped = [(row["name"], str(skip), skip.fault)]
+        result.tally.add(skipped, rows=1)
     if result.windows == 0:
-        raise UserError(
-            f"dataset_name: nothing in {rows.description!r} can be used: {result.reasons() or 'it is empty'}"
-        )
+        reasons = most_common(result.tally.reasons) or "it is empty"
+        raise UserError(f"dataset_name: nothing in {rows.description!r} can be used: {reasons}")
     scale = len(rows) / len(indices)
     result.windows, result.seconds = round(result.windows * scale), result.seconds * scale
     return result

@@ -1,56 +1,104 @@
 """Recordings to windows: (row, start, stop) in the recording's own frames. Each task says which windows it wants."""
 
 import math
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from acoustic.data.headers import Header, Skip, read_header
 
+# Six lengths an octave: cutting a recording to the next one below loses 5.6 % of it on average, at most 10.9 %.
+LENGTHS_PER_OCTAVE = 6
+FRAMES_PER_SECOND = 50  # lengths are whole 20 ms frames of a wav2vec 2.0 encoder
+
 
 @dataclass(frozen=True)
 class Window:
-    """A piece [start, stop) of a recording, in frames at its own rate; `row` stays undecoded."""
+    """A piece [start, stop) of a recording, in frames at its own rate; `row` stays undecoded.
+
+    `seconds` is its nominal length: the frames are enough for it, rounded up to whole ones.
+    """
 
     row: dict
     start: int
     stop: int
     rate: int
+    seconds: float
 
-    @property
-    def seconds(self) -> float:
-        return (self.stop - self.start) / self.rate
+    def crop(self, seconds: float, generator: np.random.Generator | None) -> "Window":
+        """A part of `seconds`, at a random place; at the start without a generator."""
+        if seconds >= self.seconds:
+            return self
+        length = frames_of(seconds, self.rate)
+        spare = self.stop - self.start - length
+        start = self.start + (int(generator.integers(spare + 1)) if generator else 0)
+        return Window(self.row, start, start + length, self.rate, seconds)
 
 
-# (row, header, generator) -> its windows; raises Skip when the recording can't be used.
-Plan = Callable[[dict, Header, np.random.Generator], list[Window]]
+# (row, header, generator) -> its windows, lazily; raises Skip when called for a recording that can't be used. Without
+# a generator the windows are the same every time.
+Plan = Callable[[dict, Header, np.random.Generator | None], Iterable[Window]]
+
+
+def window_lengths(min_seconds: float, max_seconds: float) -> tuple[float, ...]:
+    """The lengths in seconds that `cover` uses, ascending: few, so that the shapes of batches repeat."""
+    steps = int(LENGTHS_PER_OCTAVE * math.log2(max_seconds / min_seconds) + 1e-9)
+    exact = (max_seconds * 2 ** (-step / LENGTHS_PER_OCTAVE) for step in range(1, steps + 1))
+    rounded = {math.floor(length * FRAMES_PER_SECOND) / FRAMES_PER_SECOND for length in exact}
+    return tuple(sorted({min_seconds, max_seconds, *(length for length in rounded if length > min_seconds)}))
 
 
 def cover(min_seconds: float, max_seconds: float) -> Plan:
-    """Windows of equal length that cover all of a recording, none longer than `max_seconds`.
+    """Windows of `window_lengths` over all of a recording; what is left between them is less than one step of lengths.
 
-    Equal lengths leave no short rest to be dropped: 16 s at a limit of 15 s becomes 8 s + 8 s.
+    A recording longer than `max_seconds` is cut into pieces of that length between a first piece of random length and
+    a last one of what remains, so the cuts are in other places in every epoch. Nothing overlaps.
     """
+    lengths = window_lengths(min_seconds, max_seconds)
 
-    def plan(row: dict, header: Header, generator: np.random.Generator) -> list[Window]:
+    def plan(row: dict, header: Header, generator: np.random.Generator | None) -> Iterator[Window]:
         refuse_short(header, min_seconds)
-        count = math.ceil(header.frames / int(max_seconds * header.rate + 1e-6))
-        edges = [index * header.frames // count for index in range(count + 1)]
-        return [Window(row, start, stop, header.rate) for start, stop in zip(edges, edges[1:])]
+        return lay_out(row, header, lengths, generator)
 
     return plan
+
+
+def lay_out(row: dict, header: Header, lengths: tuple[float, ...], generator) -> Iterator[Window]:
+    rate, longest = header.rate, frames_of(lengths[-1], header.rate)
+    first = 0
+    if generator and header.frames > longest:
+        first = int(generator.integers(len(lengths)))  # the longest is no first piece: that is what 0 stands for
+    rest = header.frames - (frames_of(lengths[first - 1], rate) if first else 0)
+    last = bisect_right(lengths, rest % longest, key=lambda length: frames_of(length, rate))
+    spare = rest % longest - (frames_of(lengths[last - 1], rate) if last else 0)
+    start = int(generator.integers(spare + 1)) if generator else 0
+    for seconds in pieces(lengths, first, rest // longest, last):
+        stop = start + frames_of(seconds, rate)
+        yield Window(row, start, stop, rate, seconds)
+        start = stop
+
+
+def pieces(lengths: tuple[float, ...], first: int, full: int, last: int) -> Iterator[float]:
+    """Lengths in order: number `first` (from 1; 0 is none), `full` of the longest, number `last`."""
+    if first:
+        yield lengths[first - 1]
+    for _ in range(full):
+        yield lengths[-1]
+    if last:
+        yield lengths[last - 1]
 
 
 def crop(min_seconds: float, max_seconds: float, random: bool) -> Plan:
     """One window per recording, for labels that hold for all of it; at a random place in training, else the middle."""
 
-    def plan(row: dict, header: Header, generator: np.random.Generator) -> list[Window]:
+    def plan(row: dict, header: Header, generator: np.random.Generator | None) -> list[Window]:
         refuse_short(header, min_seconds)
         length = min(header.frames, int(max_seconds * header.rate))
         spare = header.frames - length
-        start = int(generator.integers(spare + 1)) if random else spare // 2
-        return [Window(row, start, start + length, header.rate)]
+        start = int(generator.integers(spare + 1)) if random and generator else spare // 2
+        return [Window(row, start, start + length, header.rate, length / header.rate)]
 
     return plan
 
@@ -58,11 +106,12 @@ def crop(min_seconds: float, max_seconds: float, random: bool) -> Plan:
 def whole(min_seconds: float, max_seconds: float) -> Plan:
     """The whole recording or none of it, for labels that can't be cut (transcripts)."""
 
-    def plan(row: dict, header: Header, generator: np.random.Generator) -> list[Window]:
+    def plan(row: dict, header: Header, generator: np.random.Generator | None) -> list[Window]:
         refuse_short(header, min_seconds)
         if header.seconds > max_seconds:
-            raise Skip(f"{header.seconds:.1f} s is longer than max_duration_in_seconds={max_seconds:g}")
-        return [Window(row, 0, header.frames, header.rate)]
+            reason = f"{header.seconds:.1f} s is longer than max_duration_in_seconds={max_seconds:g}"
+            raise Skip(reason, fault=False)
+        return [Window(row, 0, header.frames, header.rate, header.seconds)]
 
     return plan
 
@@ -72,13 +121,19 @@ def usable(plan: Plan) -> Callable[[dict], bool]:
 
     def is_usable(row: dict) -> bool:
         try:
-            return bool(plan(row, read_header(row["audio"]), np.random.default_rng(0)))
+            return any(plan(row, read_header(row["audio"]), None))
         except Skip:
             return False
 
     return is_usable
 
 
+def frames_of(seconds: float, rate: int) -> int:
+    """Enough frames for `seconds`."""
+    return math.ceil(seconds * rate - 1e-6)
+
+
 def refuse_short(header: Header, min_seconds: float) -> None:
     if header.seconds < min_seconds:
-        raise Skip(f"{header.seconds:.2f} s is shorter than min_duration_in_seconds={min_seconds:g}")
+        reason = f"{header.seconds:.2f} s is shorter than min_duration_in_seconds={min_seconds:g}"
+        raise Skip(reason, fault=False)

@@ -27,11 +27,11 @@ PIPELINES = {"classification": "audio-classification", "ctc": "automatic-speech-
 def report_pretraining(trainer, model_args, data_args, survey, notes, results, wall_seconds: float) -> dict:
     """Write everything that a pretraining run leaves beside its weights; returns all_results.json's content."""
     output_dir, history, config = trainer.args.output_dir, trainer.state.log_history, trainer.model.config
-    skipped = collect_skipped(trainer, survey)
+    tallies = collect_tallies(trainer, survey)
     results = {**last_training(history), **results, "hours_seen": trainer.hours_seen, "wall_seconds": wall_seconds}
     if not trainer.is_world_process_zero():
         return results
-    write_common(trainer, notes, results, skipped, wall_seconds)
+    write_common(trainer, notes, results, tallies, wall_seconds)
     curve = figures.pretraining_curves(
         output_dir,
         history,
@@ -42,7 +42,7 @@ def report_pretraining(trainer, model_args, data_args, survey, notes, results, w
         output_dir,
         kind=f"{trainer.args.objective} pretrained on {data_args.dataset_name}",
         metadata={"library_name": "transformers", "tags": ["audio", "pretraining", trainer.args.objective]},
-        facts=[*notes, *training_facts(trainer, survey, skipped, wall_seconds)],
+        facts=[*notes, *training_facts(trainer, survey, tallies, wall_seconds)],
         results=numbers(results, ("eval_contrastive_loss", "eval_accuracy", "eval_code_perplexity", "hours_seen")),
         figures=[curve],
         usage=PRETRAINED_USE.format(rate=trainer.train_dataset.rate),
@@ -56,11 +56,11 @@ def report_finetuning(
 ) -> dict:
     """The same for fine-tuning: predictions_{split}.json and the task's figures as well."""
     output_dir, history = trainer.args.output_dir, trainer.state.log_history
-    skipped = collect_skipped(trainer, survey)
+    tallies = collect_tallies(trainer, survey)
     results = {**last_training(history), **results, "wall_seconds": wall_seconds}
     if not trainer.is_world_process_zero():
         return results
-    write_common(trainer, notes, results, skipped, wall_seconds)
+    write_common(trainer, notes, results, tallies, wall_seconds)
     drawn = [figures.finetuning_curves(output_dir, history, task.best_metric)]
     for split, collected in tested.items():
         write_json(Path(output_dir, f"predictions_{split}.json"), {"predictions": task.readable(collected)})
@@ -70,7 +70,7 @@ def report_finetuning(
         output_dir,
         kind=f"{name} fine-tuned from {model_args.model_name_or_path}",
         metadata={"library_name": "transformers", "pipeline_tag": PIPELINES[name], "tags": ["audio"]},
-        facts=[*task.notes(), *notes, *training_facts(trainer, survey, skipped, wall_seconds)],
+        facts=[*task.notes(), *notes, *training_facts(trainer, survey, tallies, wall_seconds)],
         results=numbers(results, tuple(f"{split}_{metric}" for split in tested for metric in task.shown_metrics)),
         figures=drawn,
         usage=PIPELINE_USE.format(pipeline=PIPELINES[name]),
@@ -79,22 +79,25 @@ def report_finetuning(
     return results
 
 
-def write_common(trainer, notes, results, skipped, wall_seconds: float) -> None:
+def write_common(trainer, notes, results, tallies, wall_seconds: float) -> None:
     output_dir = trainer.args.output_dir
     Path(output_dir, "figures").mkdir(exist_ok=True)
     write_run(output_dir, trainer.args, notes, wall_seconds)
-    write_data_report(output_dir, {"train": trainer.train_dataset.rows.description}, trainer.hours_seen, skipped)
+    reports = {split: tally.report() for split, tally in tallies.items()}
+    write_data_report(output_dir, trainer.train_dataset.description, trainer.hours_seen, reports)
     write_json(Path(output_dir, "all_results.json"), results)
 
 
-def collect_skipped(trainer, survey) -> dict[str, str]:
-    """What the headers ruled out and what failed while decoding, over all processes."""
-    skipped = dict(survey.skipped) if survey else {}
-    for name, reason in trainer.gather(list(trainer.skipped.items())):
-        skipped[name] = reason
+def collect_tallies(trainer, survey) -> dict:
+    """By split, what the headers ruled out and what failed while decoding, over all processes."""
+    total = {"train": survey.tally} if survey else {}
+    for tallies in trainer.gather([dict(trainer.tallies)]):
+        for split, tally in tallies.items():
+            total.setdefault(split, type(tally)()).merge(tally)
+    skipped = sum(len(tally.names) for tally in total.values())
     if skipped:
-        say(f"skipped: {len(skipped)} recordings, listed with their reasons in data_report.json")
-    return skipped
+        say(f"skipped: {skipped} recordings, listed with their reasons in data_report.json")
+    return total
 
 
 def last_training(history: list[dict]) -> dict[str, float]:
@@ -105,10 +108,11 @@ def last_training(history: list[dict]) -> dict[str, float]:
     )
 
 
-def training_facts(trainer, survey, skipped: dict, wall_seconds: float) -> list[str]:
-    facts = [f"data: {survey}" if survey else f"data: a stream, {trainer.train_dataset.rows.description}"]
+def training_facts(trainer, survey, tallies: dict, wall_seconds: float) -> list[str]:
+    facts = [f"data: {survey}" if survey else f"data: a stream, {trainer.train_dataset.description}"]
+    skipped = sum(len(tally.names) for tally in tallies.values())
     if skipped:
-        facts.append(f"skipped: {len(skipped)} recordings (data_report.json says which and why)")
+        facts.append(f"skipped: {skipped} recordings (data_report.json says which and why)")
     facts.append(
         f"training: {trainer.state.global_step} updates, {trainer.hours_seen:.2f} h of audio seen, "
         f"{wall_seconds / 60:.1f} min on {trainer.args.world_size} process(es)"

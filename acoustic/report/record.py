@@ -6,14 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "accelerate", "soundfile")
-MAX_LISTED = 1000
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -70,15 +68,11 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def write_data_report(output_dir: str, sources: dict[str, str], hours_seen: float, skipped: dict[str, str]) -> None:
-    """data_report.json: what was used, and each recording that was not, with its reason (the first 1,000 by name)."""
-    content = {
-        "sources": sources,
-        "hours_seen": round(hours_seen, 4),
-        "skipped": len(skipped),
-        "skipped_by_reason": dict(
-            Counter(re.sub(r"[\d.]+", "#", reason) for reason in skipped.values()).most_common(50)
-        ),
-        "skipped_recordings": dict(sorted(skipped.items())[:MAX_LISTED]),
-    }
+def write_data_report(output_dir: str, source: str, hours_seen: float, splits: dict[str, dict]) -> None:
+    """data_report.json: what was used, and of each split the recordings that were not, with their reasons.
+
+    `splits`: {"skipped": count, "skipped_by_reason", "skipped_recordings"} for each.
+    """
+    skipped = sum(report["skipped"] for report in splits.values())
+    content = {"source": source, "hours_seen": round(hours_seen, 4), "skipped": skipped, "splits": splits}
     write_json(Path(output_dir, "data_report.json"), content)

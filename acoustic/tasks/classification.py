@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from acoustic.console import UserError
 from acoustic.data.headers import Skip
-from acoustic.data.sources import IndexedRows, Rows
+from acoustic.data.rows import IndexedRows, Rows
 from acoustic.data.windows import Plan, crop
 from acoustic.tasks.base import build_with_head, mask_length, masking_overrides, name_some, refuse_unmaskable
 

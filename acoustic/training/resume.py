@@ -31,6 +31,30 @@ def find_checkpoint(args) -> str | None:
     return checkpoint
 
 
+def stream_file(checkpoint: str, process: int) -> Path:
+    return Path(checkpoint, f"stream_{process}.json")
+
+
+def save_stream_state(checkpoint: str, process: int, state: dict) -> None:
+    """A process's place in the audio: a few hundred bytes for each of its workers."""
+    stream_file(checkpoint, process).write_text(json.dumps(state) + "\n")
+
+
+def load_stream_state(checkpoint: str, process: int) -> dict:
+    """
+    Raises:
+        UserError: the checkpoint holds no place in the audio for this process.
+    """
+    path = stream_file(checkpoint, process)
+    if not path.is_file():
+        saved = len(list(Path(checkpoint).glob("stream_*.json")))
+        raise UserError(
+            f"resume_from_checkpoint: {checkpoint!r} holds the place in the audio of {saved} processes, and this is "
+            f"number {process + 1}; run as many, or with --ignore_data_skip true to begin the audio anew"
+        )
+    return json.loads(path.read_text())
+
+
 def make_room(args, checkpoint: str | None) -> None:
     """Just before training, when all else is known to be right: an old run's checkpoints must not be a new run's.
 

@@ -15,7 +15,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from acoustic.console import UserError, is_main_process, say
 from acoustic.data.batches import BatchStream
 from acoustic.data.headers import Skip, read_header
-from acoustic.data.sources import IndexedRows, unit_hash
+from acoustic.data.rows import IndexedRows
+from acoustic.data.sources import unit_hash
 from acoustic.data.survey import Survey
 
 CPU_BATCH_SECONDS, GPU_BATCH_SECONDS = 20.0, 87.5
@@ -88,15 +89,14 @@ def choose_unused_parameters(args, model) -> None:
         args.ddp_find_unused_parameters = model.config.layerdrop > 0
 
 
-def make_stream(rows, plan, collate, args, *, rate: int, batch_seconds: float, train: bool) -> BatchStream:
-    """This process's share of the rows."""
+def make_stream(sources, plan, collate, args, *, train: bool, **options) -> BatchStream:
+    """This process's share of the sources: [(rows, weight)]."""
     return BatchStream(
-        rows,
+        sources,
         plan,
         collate,
-        rate=rate,
-        batch_seconds=batch_seconds,
         train=train,
+        **options,
         seed=args.seed,
         rank=args.process_index,
         world_size=args.world_size,
@@ -121,7 +121,13 @@ def without_evaluation(args):
     return args
 
 
-def limit_seconds(rows, plan, max_seconds: float):
+def limit_seconds(sources: list, plan, max_seconds: float) -> list:
+    """`max_seconds` of the sources together, divided by their weights."""
+    total = sum(weight for _, weight in sources)
+    return [(limit_rows(rows, plan, max_seconds * weight / total), weight) for rows, weight in sources]
+
+
+def limit_rows(rows, plan, max_seconds: float):
     """The first recordings, by the hash of their names, that together make `max_seconds`; a stream stays as it is."""
     if not isinstance(rows, IndexedRows):
         return rows

@@ -14,8 +14,14 @@ from tqdm.auto import tqdm
 from transformers import Trainer
 
 from acoustic.console import UserError, say
-from acoustic.data.batches import BatchStream, make_loader
+from acoustic.data.batches import BatchStream
+from acoustic.data.loader import StreamLoader
+from acoustic.data.tally import Tally, refuse_too_many
+from acoustic.training.resume import load_stream_state, save_stream_state
 from acoustic.training.schedule import tri_stage
+
+# Of fewer rows a few bad ones are a large share by chance; what the headers say of small data sets is judged before.
+MIN_ROWS_JUDGED = 100
 
 
 class AcousticTrainer(Trainer):
@@ -24,33 +30,57 @@ class AcousticTrainer(Trainer):
         step: what is computed on a batch: a `PretrainingStep` or a `FinetuningStep`.
         train_dataset: an endless `BatchStream`.
         eval_dataset: a finite `BatchStream`, or None.
+        max_skipped_fraction: the share of unusable recordings at which the run ends.
     """
 
-    def __init__(self, *args, step, **kwargs):
+    def __init__(self, *args, step, max_skipped_fraction: float = 1.0, **kwargs):
         super().__init__(*args, **kwargs)
-        self.step = step
+        self.step, self.max_skipped_fraction = step, max_skipped_fraction
         # Dropout and Gumbel noise of its own for each process; the Trainer has just seeded all of them alike.
         torch.manual_seed(self.args.seed + self.args.process_index)
         # We scale the loss ourselves: no division by the accumulation steps is due.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self.sums: dict[str, torch.Tensor] = defaultdict(float)
-        self.skipped: dict[str, str] = {}
+        self.tallies: dict[str, Tally] = defaultdict(Tally)
+        self.stream_epoch = self.epochs = 0.0
+        self.stream_state: dict | None = None
         self.audio_seconds = self.wait_seconds = self.hours_seen = 0.0
         self.last_log = time.perf_counter()
 
     # ---- data
 
-    def get_train_dataloader(self):
-        return make_loader(self.train_dataset, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
+    def get_train_dataloader(self) -> StreamLoader:
+        loader = StreamLoader(self.train_dataset, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
+        if self.stream_state is not None:
+            loader.load_state_dict(self.stream_state["place"])
+            self.tallies["train"].load_state_dict(self.stream_state["tally"])
+        self.train_loader = loader
+        return loader
 
-    def get_eval_dataloader(self, eval_dataset: BatchStream | None = None):
+    def get_eval_dataloader(self, eval_dataset: BatchStream | None = None) -> StreamLoader:
         stream = eval_dataset if eval_dataset is not None else self.eval_dataset
-        return make_loader(stream, min(self.args.dataloader_num_workers, 1), self.args.dataloader_pin_memory)
+        return StreamLoader(stream, min(self.args.dataloader_num_workers, 1), self.args.dataloader_pin_memory)
 
-    def take_report(self, batch: dict) -> float | None:
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        """The stream goes on at its saved place, in seconds; the Trainer's own way would read all of it again."""
+        if resume_from_checkpoint is not None and not self.args.ignore_data_skip:
+            self.stream_state = load_stream_state(resume_from_checkpoint, self.args.process_index)
+        self.args.ignore_data_skip = True
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """What each process saves of its own in a checkpoint: its random states, and its place in the audio."""
+        super()._save_rng_state(output_dir)
+        place = {"place": self.train_loader.state_dict(), "tally": self.tallies["train"].state_dict()}
+        save_stream_state(output_dir, self.args.process_index, place)
+
+    def take_report(self, batch: dict, split: str = "train") -> float | None:
         """Remove what a batch says about itself. Returns its seconds of audio, None for a batch that only reports."""
-        self.skipped.update(batch.pop("skipped", []))
+        self.tallies[split].add(batch.pop("skipped"), batch.pop("rows"))
+        epoch = batch.pop("epoch")
+        if split == "train":
+            self.stream_epoch = epoch
         return batch.pop("audio_seconds", None)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list, torch.Tensor]:
@@ -96,7 +126,19 @@ class AcousticTrainer(Trainer):
             logs.update(self.speed())
             logs.update(self.step.log_values(self.state.global_step))
             self.sums.clear()
+            self.check_stream()
+        self.state.epoch = self.epochs  # of the audio; the Trainer's own is the share of max_steps that is done
         super().log(logs, start_time)
+
+    def check_stream(self) -> None:
+        """Epochs and skipped rows over all processes; too many of them end the run, on all processes at once."""
+        tally = self.tallies["train"]
+        counts = torch.tensor([tally.faults, tally.rows, self.stream_epoch], device=self.args.device)
+        faults, rows, epochs = self.accelerator.reduce(counts, "sum").tolist()
+        self.epochs = epochs / self.args.world_size
+        if rows >= MIN_ROWS_JUDGED:
+            description = self.train_dataset.description
+            refuse_too_many(int(faults), int(rows), tally.fault_reasons, self.max_skipped_fraction, description)
 
     def reduce_sums(self, sums: dict) -> dict[str, float]:
         """Totals over all processes. Reading them is the one place that waits for the device, so only logging does."""
@@ -133,7 +175,7 @@ class AcousticTrainer(Trainer):
         collected: list = []
         loader = self.get_eval_dataloader(eval_dataset)
         for index, batch in enumerate(tqdm(loader, metric_key_prefix, leave=False, disable=self.args.disable_tqdm)):
-            if not self.take_report(batch):
+            if not self.take_report(batch, metric_key_prefix):
                 continue
             # The same masks at every evaluation, so that two of them compare.
             self.step.add_targets(batch, (self.args.seed, 0, self.args.process_index, index))

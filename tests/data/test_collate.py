@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import Wav2Vec2FeatureExtractor
 
-from acoustic.data.collate import CropToShortest, PadToLongest, extract
+from acoustic.data.collate import PadToLongest, Rectangle, extract
 from acoustic.data.windows import Window
 
 PLAIN = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=False)
@@ -18,35 +18,43 @@ def ramps(*lengths) -> list[np.ndarray]:
 
 
 def windows_of(rows: list[dict]) -> list[Window]:
-    return [Window(row, 0, 1, 16_000) for row in rows]
+    return [Window(row, 0, 1, 16_000, 1.0) for row in rows]
 
 
-def test_crop_to_shortest_is_one_rectangle_of_whole_pieces():
-    waveforms = ramps(120, 80, 200)
-    values = CropToShortest(PLAIN, random=True)([], waveforms, np.random.default_rng(0))["input_values"]
+def windows_of_seconds(*seconds) -> list[Window]:
+    return [Window({"name": "a"}, 0, 1, 16_000, length) for length in seconds]
+
+
+def test_rectangle_is_the_windows_themselves():
+    values = Rectangle(PLAIN)(windows_of_seconds(0.005, 0.005, 0.005), ramps(80, 80, 80))["input_values"]
     assert values.shape == (3, 80) and values.dtype == torch.float32
     for number, row in enumerate(values):
-        assert torch.equal(row.diff(), torch.ones(79)) and 1000 * number <= row[0] <= 1000 * number + 120
-    assert values[1, 0] == 1000
+        assert torch.equal(row, 1000 * number + torch.arange(80.0))
 
 
-def test_crops_are_at_random_places_in_training_and_at_the_start_in_evaluation():
-    generator = np.random.default_rng(0)
-    random, fixed = CropToShortest(PLAIN, random=True), CropToShortest(PLAIN, random=False)
-    starts = {float(random([], ramps(500, 100), generator)["input_values"][0, 0]) for _ in range(30)}
-    assert len(starts) > 10
-    assert {float(fixed([], ramps(500, 100), generator)["input_values"][0, 0]) for _ in range(30)} == {0.0}
+def test_rectangle_has_no_mask_and_no_padding():
+    """A window at 11,025 Hz may come out a sample longer than one at 16 kHz: cut; one that is shorter cuts the rest."""
+    batch = Rectangle(SCALED)(windows_of_seconds(0.005, 0.005), ramps(81, 80))
+    assert set(batch) == {"input_values"} and batch["input_values"].shape == (2, 80)
+    values = Rectangle(PLAIN)(windows_of_seconds(0.005, 0.005), ramps(81, 79))["input_values"]
+    assert values.tolist() == [list(range(79)), list(range(1000, 1079))]
+
+
+def test_the_length_is_that_of_the_shortest_window_in_seconds():
+    """Not of a waveform that rounding made longer: shapes repeat."""
+    for lengths in ((161, 161), (160, 162)):
+        assert Rectangle(PLAIN)(windows_of_seconds(0.01, 0.01), ramps(*lengths))["input_values"].shape == (2, 160)
 
 
 def test_scaled_as_the_feature_extractor_says():
-    values = CropToShortest(SCALED, random=False)([], ramps(400, 400), np.random.default_rng(0))["input_values"]
+    values = Rectangle(SCALED)(windows_of_seconds(0.025, 0.025), ramps(400, 400))["input_values"]
     np.testing.assert_allclose(values.mean(dim=1), 0, atol=1e-5)
     np.testing.assert_allclose(values.var(dim=1, correction=0), 1, atol=1e-4)
 
 
 def test_pad_to_longest_with_class_labels():
     rows = [{"name": "a", "text": None, "label": 1}, {"name": "b", "text": None, "label": 0}]
-    batch = PadToLongest(SCALED, lambda row: row["label"])(windows_of(rows), ramps(30, 50), None)
+    batch = PadToLongest(SCALED, lambda row: row["label"])(windows_of(rows), ramps(30, 50))
     assert batch["input_values"].shape == (2, 50)
     assert batch["attention_mask"].sum(dim=1).tolist() == [30, 50]
     assert batch["labels"].tolist() == [1, 0]
@@ -56,9 +64,7 @@ def test_pad_to_longest_with_class_labels():
 @pytest.mark.parametrize(("extractor", "masked"), [(PLAIN, False), (SCALED, True)])
 def test_pad_to_longest_with_token_labels(extractor, masked):
     rows = [{"name": "a", "text": "hello"}, {"name": "b", "text": "x"}]
-    batch = PadToLongest(extractor, lambda row: [ord(char) for char in row["text"]])(
-        windows_of(rows), ramps(30, 50), None
-    )
+    batch = PadToLongest(extractor, lambda row: [ord(char) for char in row["text"]])(windows_of(rows), ramps(30, 50))
     assert batch["labels"].tolist() == [[ord(char) for char in "hello"], [ord("x"), -100, -100, -100, -100]]
     assert batch["texts"] == ["hello", "x"]
     assert ("attention_mask" in batch) == masked

@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 
 from acoustic.console import UserError
+from acoustic.data import shards
 from acoustic.data.decode import read_window
 from acoustic.data.headers import Skip, read_header
-from acoustic.data.sources import IndexedRows, StreamedRows, from_dataset, hold_out, open_rows, unit_hash
+from acoustic.data.rows import IndexedRows, ShardedRows, StreamedRows
+from acoustic.data.sources import Options, expand_braces, from_dataset, hold_out, open_rows, unit_hash
 from acoustic.data.windows import cover, usable
 
 CLIPS = ["a.wav", "b.flac", "c.ogg"]
@@ -72,7 +74,7 @@ def embedded(folder, label=None, audio_paths: bool = True) -> datasets.Dataset:
 
 
 def listed(rows) -> list[dict]:
-    return list(rows.iterate(0, 1, None, 0))
+    return [row for _, row in rows.iterate(0, 1, None, 0)]
 
 
 def check(rows, kind=IndexedRows, texts=True, labels=True) -> None:
@@ -83,7 +85,8 @@ def check(rows, kind=IndexedRows, texts=True, labels=True) -> None:
     assert [row["text"] for row in found] == (TEXTS if texts else [None] * 3)
     if labels:
         assert [row["label"] for row in found] == LABELS
-        assert list(rows.columns("label")) == LABELS or isinstance(rows, StreamedRows)
+        assert list(rows.columns("label")) == LABELS
+    assert list(rows.columns("text")) == (TEXTS if texts else [None] * 3)
     assert [read_header(row["audio"]).frames for row in found] == [8_000] * 3
     assert all(len(read_window(row["audio"], 0, 8_000, 16_000)) == 8_000 for row in found)
 
@@ -115,6 +118,28 @@ def test_glob(audio_folder):
     assert names == ["x/a.wav", "x/b.flac", "y/deep/c.wav"]
     with pytest.raises(UserError, match="no audio file matches"):
         open_rows(f"{folder}/*/*.mp3", "train")
+
+
+def test_braces_and_ranges():
+    assert expand_braces("a/{b,c}/{08..10}.tar") == [f"a/{x}/{n}.tar" for x in "bc" for n in ("08", "09", "10")]
+    assert expand_braces("{9..11}") == ["9", "10", "11"]
+    assert expand_braces("plain [ab]*.wav") == ["plain [ab]*.wav"]
+
+
+def test_a_pattern_with_braces(audio_folder):
+    folder = audio_folder(["x1.wav", "x2.wav", "x3.wav", "y.flac"], seconds=0.2)
+    assert names_of(open_rows(f"{folder}/{{x{{1..2}}.wav,y.*}}")) == {"x1.wav", "x2.wav", "y.flac"}
+
+
+def test_shards_named_like_their_split(clips, tmp_path):
+    """As the Hub lays them out; the rows that are trained on are not tested on."""
+    (tmp_path / "data").mkdir()
+    for split, number in (("train", 0), ("train", 1), ("test", 2)):
+        embedded(clips).select([number]).to_parquet(tmp_path / "data" / f"{split}-{number:05d}-of-00002.parquet")
+    assert names_of(open_rows(str(tmp_path), "train")) == {CLIPS[0], CLIPS[1]}
+    assert names_of(open_rows(str(tmp_path), "test")) == {CLIPS[2]}
+    with pytest.raises(UserError, match="has no split 'dev'"):
+        open_rows(str(tmp_path), "dev")
 
 
 def test_a_single_recording(audio_folder):
@@ -197,7 +222,7 @@ def test_rows_without_a_usable_path_are_skipped(clips):
         ("a.csv", b"sound,text\nx.wav,hello\n", "has no column 'audio'; it has: sound, text"),
         ("a.jsonl", b'{"path": "a.wav"}\n{oops\n', "line 2 is not JSON"),
         ("a.jsonl", b"[1, 2]\n", "line 1 is not a JSON object"),
-        ("a.parquet", b"no parquet", "can't be loaded"),
+        ("a.parquet", b"no parquet", "can't read .* as parquet: "),
         ("a.xlsx", b"PK", "is neither audio nor a manifest"),
     ],
 )
@@ -213,8 +238,23 @@ def test_broken_manifests(tmp_path, name, content, message):
 def test_parquet_with_embedded_audio(clips, tmp_path):
     embedded(clips).to_parquet(tmp_path / "e.parquet")
     columns = {"text_column": "text", "label_column": "species"}
-    check(open_rows(str(tmp_path / "e.parquet"), "train", **columns))
-    check(open_rows(str(tmp_path / "e.parquet"), "train", streaming=True, **columns), StreamedRows)
+    path = str(tmp_path / "e.parquet")
+    check(open_rows(path, "train", **columns), ShardedRows)
+    check(open_rows(path, "train", streaming=True, **columns), ShardedRows)
+    check(open_rows(path, "train", indexed=True, **columns), IndexedRows)
+    dataset = datasets.load_dataset("parquet", data_files=path, split="train", streaming=True)
+    options = Options(None, "audio", {"text": "text", "label": "species"}, True, False)
+    check(from_dataset(dataset, "a stream", options), StreamedRows)
+
+
+def test_embedded_audio_is_read_in_place(clips, tmp_path):
+    """Not a byte of it is written anywhere, unless rows must be looked up by number."""
+    embedded(clips).to_parquet(tmp_path / "e.parquet")
+    cache = tmp_path / "datasets_cache"
+    list(open_rows(str(tmp_path / "e.parquet")).iterate(0, 1, 0, 0))
+    assert not cache.exists()
+    open_rows(str(tmp_path / "e.parquet"), indexed=True)
+    assert cache.exists()
 
 
 def test_saved_to_disk(clips, tmp_path):
@@ -233,16 +273,21 @@ def test_folder_of_parquet(clips, tmp_path, streaming):
     (tmp_path / "shards").mkdir()
     for number in range(3):
         embedded(clips).select([number]).to_parquet(tmp_path / "shards" / f"train-{number:05d}-of-00003.parquet")
-    rows = open_rows(
-        str(tmp_path / "shards"), "train", text_column="text", label_column="species", streaming=streaming
-    )
-    check(rows, StreamedRows if streaming else IndexedRows)
+    columns = {"text_column": "text", "label_column": "species"}
+    check(open_rows(str(tmp_path / "shards"), "train", streaming=streaming, **columns), ShardedRows)
+    check(open_rows(str(tmp_path / "shards"), "train", streaming=streaming, indexed=True, **columns), IndexedRows)
 
 
-def test_columns_of_a_stream_are_read_without_the_audio(clips, tmp_path):
+def test_columns_of_a_stream_are_read_without_the_audio(clips, tmp_path, monkeypatch):
     embedded(clips).to_parquet(tmp_path / "e.parquet")
     rows = open_rows(str(tmp_path / "e.parquet"), "train", text_column="text", streaming=True)
+    asked = []
+    read = shards.read_items
+    monkeypatch.setattr(
+        shards, "read_items", lambda source, columns, start: asked.append(columns) or read(source, columns, start)
+    )
     assert list(rows.columns("text")) == TEXTS
+    assert asked == [["text"]]
 
 
 # ---- splits and columns
@@ -287,13 +332,20 @@ def test_shards_are_disjoint_and_the_order_changes_with_the_epoch(audio_folder):
         orders = []
         for epoch in (0, 1):
             shards = [
-                [row["name"] for row in rows.iterate(shard, num_shards, 7, epoch)] for shard in range(num_shards)
+                [row["name"] for _, row in rows.iterate(shard, num_shards, 7, epoch)] for shard in range(num_shards)
             ]
             assert sorted(itertools.chain(*shards)) == sorted(row["name"] for row in listed(rows))
             orders.append(shards)
         assert orders[0] != orders[1]
-    again = [row["name"] for row in rows.iterate(0, 3, 7, 1)]
+    again = [row["name"] for _, row in rows.iterate(0, 3, 7, 1)]
     assert again == orders[1][0]
+
+
+def streamed(folder) -> StreamedRows:
+    """A folder's parquet files as a `datasets` stream with paths."""
+    files = sorted(map(str, folder.glob("*.parquet")))
+    dataset = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+    return from_dataset(dataset, "a stream", Options(None, "path", {"text": None, "label": None}, True, False))
 
 
 @pytest.mark.parametrize("files", [1, 5])
@@ -301,19 +353,21 @@ def test_shards_are_disjoint_and_the_order_changes_with_the_epoch(audio_folder):
 def test_shards_of_a_stream_are_disjoint(tmp_path, files, num_shards):
     for number in range(files):
         pd.DataFrame({"path": [f"{number}-{row}.wav" for row in range(4)]}).to_parquet(tmp_path / f"{number}.parquet")
-    rows = open_rows(str(tmp_path), "train", audio_column="path", streaming=True)
+    rows = streamed(tmp_path)
     for seed in (None, 7):
         started = time.perf_counter()
-        names = [row["name"] for shard in range(num_shards) for row in rows.iterate(shard, num_shards, seed, 0)]
+        names = [row["name"] for shard in range(num_shards) for _, row in rows.iterate(shard, num_shards, seed, 0)]
         assert sorted(names) == [f"{number}-{row}.wav" for number in range(files) for row in range(4)]
         assert time.perf_counter() - started < 4  # datasets' interleaving would sleep 5 s at the end of every epoch
 
 
-def test_the_files_of_a_stream_come_in_another_order_every_epoch(tmp_path):
+@pytest.mark.parametrize("local", [True, False])
+def test_the_files_of_a_stream_come_in_another_order_every_epoch(tmp_path, local):
     for number in range(6):
         pd.DataFrame({"path": [f"{number}.wav"]}).to_parquet(tmp_path / f"{number}.parquet")
-    rows = open_rows(str(tmp_path), "train", audio_column="path", streaming=True)
-    orders = [tuple(row["name"] for row in rows.iterate(0, 1, 7, epoch)) for epoch in (0, 1, 2, 0)]
+    rows = open_rows(str(tmp_path), "train", audio_column="path", streaming=True) if local else streamed(tmp_path)
+    assert isinstance(rows, ShardedRows if local else StreamedRows)
+    orders = [tuple(row["name"] for _, row in rows.iterate(0, 1, 7, epoch)) for epoch in (0, 1, 2, 0)]
     assert len(set(orders)) == 3 and orders[0] == orders[3]
     assert len({order[0] for order in orders}) > 1
 
@@ -360,8 +414,8 @@ def test_nothing_to_hold_out(tmp_path):
     assert hold_out(manifest_rows(tmp_path, ["a.wav", "b.wav"]), 0)[1] is None
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_embedded_audio_without_paths_is_held_out_by_its_content(tmp_path, audio_file, streaming):
+@pytest.mark.parametrize("indexed", [False, True])
+def test_embedded_audio_without_paths_is_held_out_by_its_content(tmp_path, audio_file, indexed):
     """A number in the stream would change with the order, and a recording with it between the two parts."""
     contents = [audio_file(tmp_path / "a.wav", seconds=0.05, seed=seed).read_bytes() for seed in range(30)]
     features = datasets.Features({"audio": datasets.Audio(decode=False)})
@@ -371,9 +425,9 @@ def test_embedded_audio_without_paths_is_held_out_by_its_content(tmp_path, audio
         for number in range(3):
             audio = [{"bytes": contents[index], "path": None} for index in order[number::3]]
             datasets.Dataset.from_dict({"audio": audio}, features).to_parquet(folder / f"{number}.parquet")
-        train, held_out = hold_out(open_rows(str(folder), "train", streaming=streaming), 30)
+        train, held_out = hold_out(open_rows(str(folder), "train", indexed=indexed), 30)
         return [
-            {row["audio"]["bytes"] for shard in range(2) for row in part.iterate(shard, 2, seed, 0)}
+            {row["audio"]["bytes"] for shard in range(2) for _, row in part.iterate(shard, 2, seed, 0)}
             for part, seed in ((train, 3), (held_out, None))
         ]
 
@@ -398,16 +452,16 @@ def test_labels_of_a_stream_are_class_names_in_columns_and_rows(tmp_path, audio_
     )
     files = [str(audio_file(tmp_path / f"{number}.wav", seconds=0.2)) for number in range(3)]
     table = datasets.Dataset.from_dict({"audio": files, "kind": [0, 1, 1]}, features=features)
-    rows = from_dataset(table.to_iterable_dataset(), "test", "audio", {"text": None, "label": "kind"})
+
+    def make(label):
+        options = Options(None, "audio", {"text": None, "label": label}, True, False)
+        return from_dataset(table.to_iterable_dataset(), "test", options)
+
+    rows = make("kind")
     assert list(rows.columns("label")) == ["cat", "dog", "dog"]
-    assert [row["label"] for row in rows.iterate(0, 1, None, 0)] == ["cat", "dog", "dog"]
+    assert [row["label"] for row in listed(rows)] == ["cat", "dog", "dog"]
     assert list(rows.select(lambda row: row["name"] != files[1]).columns("label")) == ["cat", "dog"]
-    assert (
-        list(
-            from_dataset(table.to_iterable_dataset(), "test", "audio", {"text": None, "label": None}).columns("label")
-        )
-        == []
-    )
+    assert list(make(None).columns("label")) == []
 
 
 def test_a_given_audio_column_is_not_replaced_by_another(tmp_path, audio_file):
@@ -434,8 +488,8 @@ def test_what_is_held_out_can_be_used(tmp_path, audio_file):
         audio_file(tmp_path / name, seconds=0.5) if number else (tmp_path / name).write_bytes(b"")
     is_usable = usable(cover(0.1, 1.0))
     training, held_out = hold_out(open_rows(str(tmp_path)), 1e-6, is_usable)
-    assert [row["name"] for row in held_out.iterate(0, 1, None, 0)] == [names[1]]
-    assert {row["name"] for row in training.iterate(0, 1, None, 0)} == {names[0], *names[2:]}
+    assert [row["name"] for row in listed(held_out)] == [names[1]]
+    assert names_of(training) == {names[0], *names[2:]}
     for name in names[2:]:
         (tmp_path / name).write_bytes(b"")
     whole, nothing = hold_out(open_rows(str(tmp_path)), 1e-6, is_usable)  # the one good file is for training

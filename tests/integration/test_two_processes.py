@@ -82,15 +82,21 @@ def launched(tmp_path_factory, audio_file, tiny_config, group_norm_checkpoint):
     torch.save(together, folder / "together.pt")
     # Half of the layers left out, so that within a few updates every combination occurs.
     overrides = json.dumps({**tiny_config, "layerdrop": 0.5})
+    pretrain = {
+        "dataset_name": folder / "unlabeled",
+        "config_overrides": overrides,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 6,
+        "eval_steps": 3,
+        "save_steps": 4,
+        "validation_split_percentage": 20,
+    }
     argv = {
-        "pretrain": words(
-            dataset_name=folder / "unlabeled",
-            output_dir=folder / "pretrained",
-            config_overrides=overrides,
-            gradient_accumulation_steps=2,
-            max_steps=6,
-            eval_steps=3,
-            validation_split_percentage=20,
+        "pretrain": words(**pretrain, output_dir=folder / "pretrained"),
+        "resumed": words(
+            **pretrain,
+            output_dir=folder / "resumed",
+            resume_from_checkpoint=folder / "pretrained" / "checkpoint-4",
         ),
         "finetune": words(
             dataset_name=folder / "labeled",
@@ -161,6 +167,16 @@ def test_pretraining_moves_and_logs(launched):
         assert old["wav2vec2.encoder"] != new["wav2vec2.encoder"]
     assert logged(first, "loss") == logged(second, "loss")
     assert first["results"]["eval_contrastive_loss"] == second["results"]["eval_contrastive_loss"]
+
+
+def test_a_resumed_run_of_two_equals_the_uninterrupted_one(launched):
+    """Each from its own place in the audio and its own random numbers, to the last bit."""
+    for whole, resumed in zip(launched[1]("pretrain"), launched[1]("resumed")):
+        for name in ("loss", "accuracy", "grad_norm", "hours_seen", "epoch"):
+            assert logged(resumed, name) == logged(whole, name), name
+        assert resumed["updates"] == whole["updates"][4:]
+        heard = resumed["windows"]["train"]
+        assert heard == whole["windows"]["train"][-len(heard) :]
 
 
 def test_the_held_out_part_is_evaluated_once_by_both_together(launched):

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -68,14 +67,14 @@ def spied(script, argv: list[str]) -> dict:
 class Given(IterableDataset):
     """Batches with their targets, over and over."""
 
-    rate, rows = 16_000, SimpleNamespace(description="given batches")
+    rate, description = 16_000, "given batches"
 
     def __init__(self, batches: list[dict]):
         self.batches = batches
 
     def __iter__(self):
         for batch in itertools.cycle(self.batches):
-            yield {**batch, "audio_seconds": 1.0}
+            yield {**batch, "audio_seconds": 1.0, "skipped": [], "rows": 1, "epoch": 0.0, "state": {}}
 
 
 def train_on(batches: list[dict], checkpoint: str, output_dir: str) -> dict:
@@ -114,6 +113,7 @@ def main(folder: Path) -> None:
     runs = {
         "given": lambda: train_on(given["batches"][RANK], given["checkpoint"], str(folder / "given")),
         "pretrain": lambda: spied(run_pretrain, argv["pretrain"]),
+        "resumed": lambda: spied(run_pretrain, argv["resumed"]),
         "finetune": lambda: spied(run_finetune, argv["finetune"]),
     }
     for name, run in runs.items():

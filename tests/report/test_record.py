@@ -8,7 +8,8 @@ import pytest
 
 import run_pretrain
 from acoustic.config import parse_pretraining
-from acoustic.report.record import MAX_LISTED, command_line, read_json, write_data_report, write_json, write_run
+from acoustic.data.tally import MAX_LISTED, Tally
+from acoustic.report.record import command_line, read_json, write_data_report, write_json, write_run
 
 SECRET = "hf_AbCdEfGhIjKl"
 
@@ -73,21 +74,42 @@ def test_the_command_can_be_pasted_into_a_shell(monkeypatch):
 
 def test_the_data_report_is_bounded(tmp_path):
     """A million unreadable files must not make a file of 100 MB; the counts stay whole."""
-    skipped = {f"{index:05d}.wav": f"{index / 100} s is shorter than 1" for index in range(5000)}
-    skipped |= {f"x{index}.wav": "empty file" for index in range(3)}
-    write_data_report(str(tmp_path), {"train": "sounds"}, 1.23456, skipped)
+    tally, others = Tally(), Tally()
+    for index in range(5000):
+        tally.add([(f"{index:05d}.wav", f"{index / 100} s is shorter than 1", False)], rows=1)
+    others.add([(f"x{index}.wav", "empty file", True) for index in range(3)], rows=3)
+    others.add([("00007.wav", "0.07 s is shorter than 1", False)], rows=1)  # met by another process as well
+    tally.merge(others)
+    splits = {"train": tally.report(), "eval": others.report()}
+    write_data_report(str(tmp_path), "sounds", 1.23456, splits)
     report = read_json(tmp_path / "data_report.json")
-    assert report["skipped"] == 5003
-    assert report["hours_seen"] == 1.2346
-    assert len(report["skipped_recordings"]) == MAX_LISTED
-    assert sum(report["skipped_by_reason"].values()) == 5003
-    assert report["skipped_by_reason"]["empty file"] == 3
-    assert len(report["skipped_by_reason"]) == 2
+    assert (report["source"], report["hours_seen"], report["skipped"]) == ("sounds", 1.2346, 5003 + 4)
+    assert set(report["splits"]) == {"train", "eval"}
+    train = report["splits"]["train"]
+    assert train["skipped"] == 5003
+    assert len(train["skipped_recordings"]) == MAX_LISTED
+    assert sum(train["skipped_by_reason"].values()) == 5003
+    assert train["skipped_by_reason"]["empty file"] == 3
+    assert len(train["skipped_by_reason"]) == 2
 
 
 def test_reasons_of_every_kind_are_bounded_too(tmp_path):
-    write_data_report(str(tmp_path), {}, 0, {f"{index}.wav": f"class {chr(200 + index)!r}" for index in range(200)})
-    assert len(read_json(tmp_path / "data_report.json")["skipped_by_reason"]) == 50
+    tally = Tally()
+    tally.add([(f"{index}.wav", f"class {chr(200 + index)!r}", True) for index in range(200)], rows=200)
+    write_data_report(str(tmp_path), "sounds", 0, {"train": tally.report()})
+    train = read_json(tmp_path / "data_report.json")["splits"]["train"]
+    assert train["skipped"] == 200 and len(train["skipped_by_reason"]) == 50
+
+
+def test_faults_are_counted_per_recording_and_settings_not_at_all():
+    """What max_skipped_fraction compares: a recording with two bad windows is one, a short one is no fault."""
+    tally = Tally()
+    tally.add(
+        [("a", "silent", True), ("a", "silent (at 15 s)", True), ("b", "0.5 s is shorter than 1", False)], rows=3
+    )
+    assert (tally.rows, tally.faults, len(tally.names)) == (3, 1, 2)
+    assert tally.fault_reasons["silent"] >= 1 and tally.fault_reasons["shorter than #"] == 0
+    assert tally.report()["skipped_recordings"] == {"a": "silent", "b": "0.5 s is shorter than 1"}
 
 
 def test_json_of_a_missing_file_is_empty(tmp_path):
@@ -97,7 +119,7 @@ def test_json_of_a_missing_file_is_empty(tmp_path):
 
 
 def test_a_run_leaves_everything_behind(audio_folder, tiny_config, tmp_path):
-    folder = audio_folder(5, seconds=1.2)
+    folder = audio_folder(12, seconds=1.2)
     (folder / "empty.wav").write_bytes(b"")
     out = tmp_path / "out"
     options = {
@@ -121,7 +143,10 @@ def test_a_run_leaves_everything_behind(audio_folder, tiny_config, tmp_path):
     assert not list(out.rglob("training_args.bin"))
     assert read_json(out / "all_results.json") == json.loads(json.dumps(results))
     report = read_json(out / "data_report.json")
-    assert report["skipped_recordings"] == {"empty.wav": "empty file"}
+    assert set(report) == {"source", "hours_seen", "skipped", "splits"}
+    assert report["splits"]["train"]["skipped_recordings"] == {"empty.wav": "empty file"}
+    assert report["splits"]["train"]["skipped_by_reason"] == {"empty file": 1}
+    assert report["skipped"] == 1 and report["hours_seen"] > 0
     seconds = results["hours_seen"] * 3600
     assert 2 * 1.2 <= seconds <= 2 * 3.01
     card = (out / "README.md").read_text()

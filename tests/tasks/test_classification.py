@@ -140,7 +140,7 @@ def test_three_tones_are_learned_by_heart(sound, labeled_folder, finetune_args, 
     assert results["test_accuracy"] == 1.0
     assert results["test_macro_f1"] == 1.0
     assert len(read_json(tmp_path / "out" / "predictions_test.json")["predictions"]) == 9
-    skipped = read_json(tmp_path / "out" / "data_report.json")["skipped_recordings"]
+    skipped = read_json(tmp_path / "out" / "data_report.json")["splits"]["test"]["skipped_recordings"]
     assert skipped["unknown/0.wav"] == "class 'unknown' is not among the training classes"
     assert "low 5, middle 5" in capsys.readouterr().out
 

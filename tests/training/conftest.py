@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,15 +34,17 @@ class Batches(IterableDataset):
     """Given batches as a `BatchStream` would give them: over and over in training, else once."""
 
     rate = 16_000
-    rows = SimpleNamespace(description="given batches")
+    description = "given batches"
 
     def __init__(self, batches: list[dict], train: bool = True):
         self.batches, self.train = batches, train
 
     def __iter__(self):
-        for _ in itertools.count() if self.train else [0]:
-            for batch in self.batches:
-                yield {**batch, "audio_seconds": batch["input_values"].numel() / self.rate, "skipped": []}
+        for epoch in itertools.count() if self.train else [0]:
+            for number, batch in enumerate(self.batches, 1):
+                seconds = batch["input_values"].numel() / self.rate
+                about = {"audio_seconds": seconds, "epoch": epoch + number / len(self.batches), "state": {}}
+                yield {**batch, **about, "skipped": [], "rows": 0}
 
 
 class GivenTargets(PretrainingStep):

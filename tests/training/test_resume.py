@@ -1,14 +1,18 @@
 """A run that was cut in two logs what the uninterrupted one logs; no run is overwritten by mistake."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
 
 import run_pretrain
 from acoustic.console import UserError
+from acoustic.data import batches
 from acoustic.report.record import read_json
-from acoustic.training.resume import find_checkpoint, make_room
+from acoustic.training.resume import find_checkpoint, load_stream_state, make_room, save_stream_state
 
 COMPARED = ("loss", "accuracy", "grad_norm", "learning_rate", "gumbel_temperature", "masked_fraction", "hours_seen")
 
@@ -18,22 +22,69 @@ def logged(folder) -> dict[int, list]:
     return {entry["step"]: [entry[name] for name in COMPARED] for entry in history if "loss" in entry}
 
 
+def cut_off(output_dir, update: int) -> None:
+    """As if the run had been killed after the checkpoint of `update`."""
+    for path in output_dir.iterdir():
+        if path.name != f"checkpoint-{update}":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_resumed_run_equals_the_uninterrupted_one(pretrain_args, tmp_path, accumulation):
-    """Dropout, Gumbel noise, crops, masks and order all come out the same."""
+def test_a_resumed_run_equals_the_uninterrupted_one(pretrain_args, tmp_path, accumulation, workers):
+    """Dropout, Gumbel noise, crops, masks and order all come out the same, over the end of an epoch."""
     options = {"max_steps": 6, "save_steps": 3, "gradient_accumulation_steps": accumulation, "eval_strategy": "no"}
-    argv = pretrain_args(**options)
+    argv = pretrain_args(**options, dataloader_num_workers=workers, save_total_limit=5)
     run_pretrain.main(argv)
     whole = logged(tmp_path / "out")
     assert sorted(whole) == [1, 2, 3, 4, 5, 6]
-    for left in ("checkpoint-6", "model.safetensors"):
-        path = tmp_path / "out" / left
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    places = [read_json(tmp_path / "out" / f"checkpoint-{update}" / "stream_0.json")["place"] for update in (3, 6)]
+    cut_off(tmp_path / "out", 3)
     run_pretrain.main([*argv, "--resume_from_checkpoint", "true"])
-    resumed = logged(tmp_path / "out")
-    assert sorted(resumed) == sorted(whole)
-    for update in (4, 5, 6):
-        assert resumed[update] == pytest.approx(whole[update], rel=1e-5), update
+    assert logged(tmp_path / "out") == whole
+    assert read_json(tmp_path / "out" / "checkpoint-6" / "stream_0.json")["place"] == places[1] != places[0]
+
+
+def test_what_was_skipped_before_is_still_told_after(pretrain_args, tmp_path):
+    argv = pretrain_args(max_steps=4, save_steps=2, eval_strategy="no", save_total_limit=5, max_skipped_fraction=1)
+    folder = Path(argv[argv.index("--dataset_name") + 1])
+    soundfile.write(folder / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, "FLOAT")
+    run_pretrain.main(argv)
+    first = read_json(tmp_path / "out" / "data_report.json")["splits"]["train"]
+    assert list(first["skipped_recordings"]) == ["nan.wav"]
+    cut_off(tmp_path / "out", 2)
+    run_pretrain.main([*argv, "--resume_from_checkpoint", "true"])
+    assert read_json(tmp_path / "out" / "data_report.json")["splits"]["train"] == first
+
+
+def test_resuming_does_not_read_what_was_heard(pretrain_args, tmp_path, monkeypatch):
+    argv = pretrain_args(max_steps=20, save_steps=19, eval_strategy="no", dataloader_num_workers=0)
+    run_pretrain.main(argv)
+    cut_off(tmp_path / "out", 19)
+    decoded = []
+    read_window = batches.read_window
+    monkeypatch.setattr(batches, "read_window", lambda *args: decoded.append(args) or read_window(*args))
+    run_pretrain.main([*argv, "--resume_from_checkpoint", "true"])
+    (last,) = [entry for step, entry in logged(tmp_path / "out").items() if step == 20]
+    assert last and 0 < len(decoded) <= 12  # the windows of one update
+
+
+def test_the_audio_begins_anew_where_that_is_asked_for(pretrain_args, tmp_path):
+    argv = pretrain_args(max_steps=4, save_steps=2, eval_strategy="no", dataloader_num_workers=2)
+    run_pretrain.main(argv)
+    cut_off(tmp_path / "out", 2)
+    fewer = [*argv, "--resume_from_checkpoint", "true", "--dataloader_num_workers", "0"]
+    with pytest.raises(UserError, match="saved with num_workers 2, now it is 0.*--ignore_data_skip true"):
+        run_pretrain.main(fewer)
+    run_pretrain.main([*fewer, "--ignore_data_skip", "true"])
+    assert sorted(logged(tmp_path / "out")) == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_without_the_place_of_this_process_is_refused(tmp_path):
+    save_stream_state(str(tmp_path), 0, {"turn": 0})
+    assert load_stream_state(str(tmp_path), 0) == {"turn": 0}
+    with pytest.raises(UserError, match="place in the audio of 1 processes, and this is number 2"):
+        load_stream_state(str(tmp_path), 1)
 
 
 @pytest.fixture

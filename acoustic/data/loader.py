@@ -1,0 +1,78 @@
+"""A DataLoader over a stream whose place can be saved, and entered again at the very next batch."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader
+
+from acoustic.console import UserError
+from acoustic.data.batches import BatchStream
+
+
+class StreamLoader:
+    """The stream's batches as they are, decoded by workers; "state" is taken out of them and kept.
+
+    A worker is ahead of what was handed out by the batches that it has ready. Each batch brings the state after it, so
+    what is saved is the place of the last batch that was handed out, whatever the workers did since.
+    """
+
+    def __init__(self, stream: BatchStream, num_workers: int = 0, pin_memory: bool = False):
+        self.stream, self.num_workers = stream, num_workers
+        self.pin_memory = pin_memory and torch.cuda.is_available()
+        self.states: list[dict | None] = [None] * max(num_workers, 1)
+        self.turn = 0
+
+    def __iter__(self) -> Iterator[dict]:
+        self.stream.starts, self.stream.turn = list(self.states), self.turn
+        loader = DataLoader(
+            self.stream,
+            batch_size=None,
+            collate_fn=as_it_is,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            prefetch_factor=4 if self.num_workers else None,
+            # Its own, or starting the workers would draw a number from the one that dropout uses.
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            # The DataLoader takes from its workers in turn.
+            self.states[self.turn] = batch.pop("state")
+            self.turn = (self.turn + 1) % len(self.states)
+            yield batch
+
+    def state_dict(self) -> dict:
+        """A JSON value; what `load_state_dict` needs to go on after the last batch that was handed out."""
+        return {**self.identity(), "turn": self.turn, "workers": self.states}
+
+    def identity(self) -> dict:
+        """What must be the same for a saved place to mean the same place."""
+        return {
+            "processes": self.stream.world_size,
+            "num_workers": self.num_workers,
+            "batch_seconds": self.stream.batch_seconds,
+            "seed": self.stream.seed,
+            "data": [f"{rows.description}: {rows.fingerprint()}, weight {w:g}" for rows, w in self.stream.sources],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Before iterating.
+
+        Raises:
+            UserError: the place was saved with another division of the audio, or of other audio.
+        """
+        for name, value in self.identity().items():
+            if state.get(name) != value:
+                raise UserError(
+                    f"resume_from_checkpoint: the place in the audio was saved with {name} {shown(state.get(name))}, "
+                    f"now it is {shown(value)}; run as before, or with --ignore_data_skip true to begin the audio anew"
+                )
+        self.turn, self.states = state["turn"], list(state["workers"])
+
+
+def shown(value) -> str:
+    return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def as_it_is(batch: dict) -> dict:
+    """In the place of torch's conversion, which makes lists of tuples and tensors of numbers."""
+    return batch
