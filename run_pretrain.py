@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> dict:
     found = survey(
         sources,
         plan,
+        unlabeled=True,
         max_skipped_fraction=data_args.max_skipped_fraction,
         count_all=args.max_steps <= 0,
         show_progress=args.process_index == 0,
@@ -52,8 +53,8 @@ def main(argv: list[str] | None = None) -> dict:
     collate = Rectangle(feature_extractor)
     eval_stream = None
     if held_out and args.eval_strategy != "no":
-        held_out = setup.limit_seconds(held_out, plan, args.max_eval_seconds)
-        eval_stream = setup.make_stream(held_out, plan, collate, args, train=False, **stream)
+        held_out, most = setup.limit_seconds(held_out, plan, args.max_eval_seconds)
+        eval_stream = setup.make_stream(held_out, plan, collate, args, train=False, max_seconds=most, **stream)
     trainer = AcousticTrainer(
         model=model,
         args=setup.without_evaluation(args) if eval_stream is None else args,

@@ -115,7 +115,7 @@ class Source:
 
 def read_mix(dataset_name: str) -> list[Source]:
     """One name, or the JSON of a list of names and {name, weight, ...}: what a YAML list comes as."""
-    if not re.match(r'\s*\[\s*["{]', dataset_name):  # `[ab]*.wav` is a glob
+    if not re.match(r'\s*\[\s*(["{]|\]\s*$)', dataset_name):  # `[ab]*.wav` is a glob
         return [Source(dataset_name)]
     known = [f.name for f in dataclasses.fields(Source)]
     try:
@@ -128,7 +128,8 @@ def read_mix(dataset_name: str) -> list[Source]:
         for key in entry:
             check_known(key, set(known), "dataset_name")
         weight = entry.get("weight", 1)
-        if not entry.get("name") or not isinstance(weight, (int, float)) or not weight > 0:
+        named = isinstance(entry.get("name"), str) and entry["name"]
+        if not named or not isinstance(weight, (int, float)) or not weight > 0:
             raise UserError(f"dataset_name: each entry needs a name, and a weight above 0: {json.dumps(entry)}")
     return [Source(**entry) for entry in entries]
 
@@ -210,9 +211,7 @@ class PretrainingArguments(RunArguments):
     gumbel_temperature_start: float = option(2.0, "Gumbel softmax temperature at the first update")
     gumbel_temperature_floor: float = option(0.5, "Gumbel softmax temperature at the end of its decay")
     gumbel_temperature_decay: float = option(0.999995, "factor on the temperature per optimizer update")
-    max_eval_seconds: float = option(
-        600.0, "held-out audio used in an evaluation, in seconds; a stream's part is read whole"
-    )
+    max_eval_seconds: float = option(600.0, "held-out audio used in an evaluation, in seconds")
     learning_rate: float = option(5e-4, "peak learning rate")
     warmup_steps: float = option(
         0.08, "updates of linear warmup; below 1, a share of all updates (paper: 32k of 400k)"

@@ -9,15 +9,19 @@ class UserError(ValueError):
     """Something that the user can mend. Its message is the whole of what is shown, on one line."""
 
 
+class ShareError(UserError):
+    """One that a single process meets, in its share of the audio; so that process says it, whichever it is."""
+
+
 @contextlib.contextmanager
 def one_line_errors():
-    """Print a `UserError` as one line on rank 0 and leave with exit code 2 on every rank."""
+    """Print a `UserError` as one line, once however many processes meet it, and leave with exit code 2 on all."""
     try:
         yield
     except UserError as error:
-        if is_main_process():
+        if is_main_process() or isinstance(error, ShareError):
             # torch puts the traceback of a data worker in front of the message.
-            message = str(error).rsplit(f"{UserError.__name__}: ", 1)[-1]
+            message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]
             print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ import pytest
 import run_finetune
 import run_pretrain
 from acoustic import config
-from acoustic.config import FINETUNE, PRETRAIN, REPLACED, parse_finetuning, parse_pretraining
+from acoustic.config import FINETUNE, PRETRAIN, REPLACED, Source, parse_finetuning, parse_pretraining
 from acoustic.console import UserError, one_line_errors
 
 
@@ -148,6 +148,8 @@ IMPOSSIBLE = {
     "gumbel_temperature_floor": ["--gumbel_temperature_floor", "3"],
     "config_overrides": ["--config_overrides", "{oops"],
     "config_overrides ": ["--config_overrides", "[1]"],
+    "max_skipped_fraction": ["--max_skipped_fraction", "1.01"],
+    "max_skipped_fraction ": ["--max_skipped_fraction", "-0.1"],
 }
 
 
@@ -176,6 +178,69 @@ def test_options_that_would_do_nothing_are_refused(base, key):
     value = {"auto_find_batch_size": "true", "train_sampling_strategy": "random"}.get(key, "1")
     with pytest.raises(UserError, match=f"^{key}: {re.escape(REPLACED[key])}"):
         parse_pretraining([*base, f"--{key}", value])
+
+
+# ---- several data sets
+
+
+def test_one_name_is_a_mix_of_one(base):
+    _, data, _ = parse_pretraining(base)
+    assert data.mix == [Source("audio")] and data.max_skipped_fraction == 0.1
+
+
+def test_a_mix_from_yaml_and_from_json(recipe, tmp_path):
+    path = recipe(
+        f"output_dir: {tmp_path}/out\ndataset_name:\n- here\n- {{name: there, weight: 2.5, split: dev}}\n"
+        "- {name: hub/it, config: de, audio_column: sound, streaming: true}\n"
+    )
+    _, data, args = parse_pretraining([path])
+    expected = [
+        Source("here", 1.0),
+        Source("there", 2.5, split="dev"),
+        Source("hub/it", config="de", audio_column="sound", streaming=True),
+    ]
+    assert data.mix == expected
+    assert parse_pretraining(["--dataset_name", args.given["dataset_name"], "--output_dir", "o"])[1].mix == expected
+    assert parse_pretraining([path, "--dataset_name", '["a", "b"]'])[1].mix == [Source("a"), Source("b")]
+
+
+@pytest.mark.parametrize("name", ["[ab]*.wav", "[0-9]/*.flac", "[!x]*", "[ab]"])
+def test_a_glob_that_begins_with_a_bracket_is_no_list(name):
+    assert parse_pretraining(["--dataset_name", name, "--output_dir", "o"])[1].mix == [Source(name)]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('["a", "b"', "a list of names"),
+        ('["a", 3]', "a list of names"),
+        ('["a", ["b"]]', "a list of names"),
+        ('[{"name": "a", "wieght": 2}]', "unknown option 'wieght'.*did you mean 'weight'"),
+        ('[{"weight": 2}]', "each entry needs a name"),
+        ('[{"name": "", "weight": 2}]', "each entry needs a name"),
+        ('["a", ""]', "each entry needs a name"),
+        ('[{"name": "a", "weight": 0}]', "a weight above 0"),
+        ('[{"name": "a", "weight": -1}]', "a weight above 0"),
+        ('[{"name": "a", "weight": "much"}]', "a weight above 0"),
+        ('[{"name": "a", "weight": NaN}]', "a weight above 0"),
+        ('[{"name": "a", "weight": null}]', "a weight above 0"),
+        ('[{"name": ["a"]}]', "each entry needs a name"),
+    ],
+)
+def test_a_mix_that_is_none(value, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse_pretraining(["--dataset_name", value, "--output_dir", "o"])
+    assert "dataset_name" in str(error.value)
+
+
+def test_an_empty_list_in_yaml(recipe):
+    with pytest.raises(UserError, match="dataset_name"):
+        parse_pretraining([recipe("dataset_name: []\n"), "--output_dir", "o"])
+
+
+def test_a_mix_is_for_pretraining(fine):
+    with pytest.raises(UserError, match="dataset_name: a mix of data sets is for pretraining"):
+        parse_finetuning([*fine, "--dataset_name", '["a", "b"]'])
 
 
 # ---- recipes that are none

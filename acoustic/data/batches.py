@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from acoustic.console import UserError
-from acoustic.data.decode import is_silent, read_window
-from acoustic.data.headers import Skip, read_header
+from acoustic.console import ShareError
+from acoustic.data.decode import read_window
+from acoustic.data.headers import Silent, Skip, read_header
 from acoustic.data.rows import IndexedRows, Rows
 from acoustic.data.windows import Plan, Window
 
@@ -114,8 +114,8 @@ class Blocks:
     its epoch.
     """
 
-    def __init__(self, readers: list[Reader], weights: list[float], endless: bool):
-        self.readers, self.weights, self.endless = readers, weights, endless
+    def __init__(self, readers: list[Reader], weights: list[float], endless: bool, max_seconds: float = math.inf):
+        self.readers, self.weights, self.endless, self.max_seconds = readers, weights, endless, max_seconds
         self.drawn = [0.0] * len(readers)
         self.taken = 0
         self.iterators: list[Iterator | None] = []
@@ -133,7 +133,7 @@ class Blocks:
         """At most BLOCK_WINDOWS windows and unusable rows, and BLOCK_BYTES of audio in rows; None at the end."""
         self.iterators = self.iterators or [reader.windows() for reader in self.readers]
         block, items, held, last_row = [], 0, 0, None
-        while items < BLOCK_WINDOWS and held <= BLOCK_BYTES:
+        while items < BLOCK_WINDOWS and held <= BLOCK_BYTES and sum(self.drawn) < self.max_seconds:
             which = self.next_source()
             if which is None:
                 break
@@ -178,6 +178,7 @@ class BatchStream(IterableDataset):
         batch_seconds: the most audio in a batch, counting the length of its longest window for each.
         train: endless and shuffled, else once and in order.
         unlabeled: no label holds for a window, so a batch is cropped to its shortest, and silence teaches nothing.
+        max_seconds: read no more audio than this, over all ranks.
     """
 
     def __init__(
@@ -190,13 +191,14 @@ class BatchStream(IterableDataset):
         batch_seconds: float,
         train: bool,
         unlabeled: bool = False,
+        max_seconds: float = math.inf,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ):
         self.sources, self.plan, self.collate = sources, plan, collate
         self.rate, self.batch_seconds, self.train, self.unlabeled = rate, batch_seconds, train, unlabeled
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.max_seconds, self.seed, self.rank, self.world_size = max_seconds, seed, rank, world_size
         # Of a resumed stream: a state for each worker, and the worker whose turn it is. See loader.py.
         self.starts: list[dict | None] | None = None
         self.turn = 0
@@ -216,7 +218,8 @@ class BatchStream(IterableDataset):
         """The batches of one reader, from the state `start` on."""
         seed = self.seed if self.train else None
         readers = [Reader(rows, self.plan, shard, num_shards, seed) for rows, _ in self.sources]
-        blocks = Blocks(readers, [weight for _, weight in self.sources], endless=self.train)
+        weights = [weight for _, weight in self.sources]
+        blocks = Blocks(readers, weights, endless=self.train, max_seconds=self.max_seconds / num_shards)
         first, heard = 0, 0
         if start is not None:
             blocks.load_state_dict(start)
@@ -230,7 +233,7 @@ class BatchStream(IterableDataset):
             if first:
                 take_report(readers, skipped)  # was told before the stream was left
                 if start["check"] != state["check"]:
-                    raise UserError(CHANGED)
+                    raise ShareError(CHANGED)
             step = (readers[0].progress - begin) / max(len(batches), 1)
             for number, windows in enumerate(batches[first:], first + 1):
                 batch = self.make(windows, self.generator(shard, state["block"], number), skipped)
@@ -244,7 +247,7 @@ class BatchStream(IterableDataset):
                 reason = ": ".join(report["skipped"][-1][:2])
                 yield {**report, "epoch": begin, "state": {**state, "batch": 0}}
             if self.train and sum(reader.epoch for reader in readers) - heard >= MAX_SILENT_EPOCHS:
-                raise UserError(
+                raise ShareError(
                     f"dataset_name: no usable audio in share {shard + 1} of {num_shards} of {self.description!r} "
                     f"(the last: {reason})"
                 )
@@ -278,6 +281,13 @@ class BatchStream(IterableDataset):
         enough = count * shortest >= MIN_FILL * self.batch_seconds or shortest < (1 - MAX_CROP) * longer.seconds
         return longer.seconds > shortest and enough
 
+    def report(self, window: Window, skip: Skip) -> Skipped:
+        """A recording is one fault, however many of its windows fail; one with pauses of silence is none."""
+        fault = skip.fault and not window.row.get("failed") and (window.alone or not isinstance(skip, Silent))
+        window.row["failed"] = window.row.get("failed") or fault
+        reason = f"{skip} (at {window.start / window.rate:.0f} s)" if window.start >= window.rate else str(skip)
+        return Skipped(window.row["name"], reason, fault)
+
     def make(self, windows: list[Window], generator: np.random.Generator | None, skipped: list) -> dict | None:
         """Decode the windows of one batch and collate those that could be decoded."""
         if self.unlabeled:
@@ -285,12 +295,9 @@ class BatchStream(IterableDataset):
         kept, waveforms = [], []
         for window in windows:
             try:
-                waveform = read_window(window.row["audio"], window.start, window.stop, self.rate)
-                if self.unlabeled and is_silent(waveform):
-                    raise Skip("silent")
+                waveform = read_window(window.row["audio"], window.start, window.stop, self.rate, self.unlabeled)
             except Skip as skip:
-                reason = f"{skip} (at {window.start / window.rate:.0f} s)" if window.start else str(skip)
-                skipped.append(Skipped(window.row["name"], reason, skip.fault))
+                skipped.append(self.report(window, skip))
             else:
                 kept.append(window)
                 waveforms.append(waveform)

@@ -5,10 +5,11 @@ from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
+import soundfile
 import torch
 import torchaudio
 
-from acoustic.data.headers import Skip, open_audio
+from acoustic.data.headers import Silent, Skip, open_audio
 
 # Containers whose decoders need some past before they are exact: mp3's bit reservoir, Opus' filters; and in the last
 # page of an Ogg file libsndfile 1.2 seeks to a wrong place. Decoding 2 s takes milliseconds.
@@ -32,30 +33,43 @@ def resampler(from_rate: int, to_rate: int) -> torchaudio.transforms.Resample:
     return torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
 
 
-def read_window(audio: dict, start: int, stop: int, rate: int) -> np.ndarray:
+def read_window(audio: dict, start: int, stop: int, rate: int, refuse_silence: bool = False) -> np.ndarray:
     """Samples [start, stop) of a recording, counted at its own rate, as mono float32 at `rate` Hz.
 
     Args:
         audio: an undecoded audio value, see `open_audio`.
         start, stop: window in frames of the source.
         rate: the model's sample rate in Hz.
+        refuse_silence: nothing to be heard is a fault: without a label it teaches nothing.
 
     Returns:
         (samples,) float32, with ceil((stop - start) * rate / source rate) samples.
 
     Raises:
-        Skip: the window is truncated, unreadable or holds NaN or infinity.
+        Skip: the window is truncated, unreadable, silent, or holds NaN or infinity.
     """
     with open_audio(audio) as file:
         source_rate = file.samplerate
         first = max(start - int(PREROLL_SECONDS * source_rate), 0) if file.format in LOSSY else start
-        file.seek(first)
+        go_to(file, first)
         waveform = read_mono(file, stop - first)[start - first :]
     if len(waveform) < stop - start:
         raise Skip(f"truncated: {start + len(waveform)} of {stop} frames could be read")
     if not np.isfinite(waveform).all():
         raise Skip("NaN or infinite samples")
+    if refuse_silence and is_silent(waveform):
+        raise Silent("silent")
     return waveform if source_rate == rate else resample(waveform, source_rate, rate)
+
+
+def go_to(file, frame: int) -> None:
+    """Telephony codecs that can't seek (GSM 6.10, G.721) are decoded from the start, and that is dropped."""
+    if not isinstance(file, soundfile.SoundFile) or file.seekable():
+        file.seek(frame)
+        return
+    while frame > 0:
+        dropped = len(file.read(min(frame, max(MAX_SAMPLES // file.channels, 1)), dtype="float32"))
+        frame = frame - dropped if dropped else 0
 
 
 def read_mono(file, frames: int) -> np.ndarray:

@@ -38,6 +38,10 @@ class Skip(Exception):
         self.fault = fault
 
 
+class Silent(Skip):
+    """Nothing is to be heard in a window."""
+
+
 @dataclass(frozen=True)
 class Header:
     """Length in frames (samples per channel), rate in Hz, channel count."""
@@ -83,13 +87,25 @@ def open_audio(audio: dict) -> Iterator[soundfile.SoundFile | ffmpeg.FFmpegFile]
         raise Skip("permission denied") from None
     except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError, ValueError) as error:
         refuse_unreachable(source)
-        # libsndfile repeats the path ("Error opening 'x': ..."); the report names it already.
-        reason = str(error).rsplit(": ", 1)[-1] if isinstance(error, soundfile.LibsndfileError) else str(error)
-        reason = reason.strip().rstrip(".")
-        raise Skip(f"{doing}: {reason}") from None
+        raise Skip(f"{doing}: {reason_of(error)}") from None
     finally:
         if source is not None and not isinstance(source, bytes):
             source.close()
+
+
+# What libsndfile says of a file whose first bytes it doesn't know, and of one without a sample rate.
+IN_PLAIN_WORDS = {
+    "File does not exist or is not a regular file (possibly a pipe?)": "Format not recognised",
+    "SF_INFO struct incomplete": "no sample rate or no channels in the header",
+}
+
+
+def reason_of(error: Exception) -> str:
+    reason = str(error).strip().rstrip(".")
+    if isinstance(error, soundfile.LibsndfileError):
+        # It repeats the path ("Error opening 'x': ..."); the report names it already.
+        reason = reason.rsplit(": ", 1)[-1]
+    return IN_PLAIN_WORDS.get(reason, reason)
 
 
 def find_source(audio: dict) -> tuple[bytes | BinaryIO, int]:
@@ -105,6 +121,7 @@ def find_source(audio: dict) -> tuple[bytes | BinaryIO, int]:
         # Through libsndfile's callbacks no exception comes out: the file keeps it.
         source = RemoteFile(path, keep_errors=True)
         size = source.size
+        refuse_unreachable(source)
     else:
         source = os.fsencode(path)
         about = os.stat(source)
@@ -160,10 +177,14 @@ def refuse_absurd(file, size: int) -> None:
 def refuse_unreachable(source) -> None:
     """What looked like the end of the file was the network's failure, if the file kept one."""
     error = getattr(source, "error", None)
-    if isinstance(error, OSError):
-        raise Skip(f"not reachable: {error.strerror or error}") from None
-    if error is not None:  # the user's mistake, or Ctrl-C
-        raise error
+    if isinstance(error, FileNotFoundError):
+        raise Skip("no such file") from None
+    if isinstance(error, PermissionError):
+        raise Skip("permission denied") from None
+    if error is not None and not isinstance(error, Exception):
+        raise error  # Ctrl-C
+    if error is not None:
+        raise Skip(f"not reachable: {getattr(error, 'strerror', None) or error}") from None
 
 
 class FilePart(io.RawIOBase):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader
 
-from acoustic.console import UserError
+from acoustic.console import ShareError
 from acoustic.data.batches import BatchStream
 
 
@@ -58,11 +58,11 @@ class StreamLoader:
         """Before iterating.
 
         Raises:
-            UserError: the place was saved with another division of the audio, or of other audio.
+            ShareError: the place was saved with another division of the audio, or of other audio.
         """
         for name, value in self.identity().items():
             if state.get(name) != value:
-                raise UserError(
+                raise ShareError(
                     f"resume_from_checkpoint: the place in the audio was saved with {name} {shown(state.get(name))}, "
                     f"now it is {shown(value)}; run as before, or with --ignore_data_skip true to begin the audio anew"
                 )

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import datasets
 import numpy as np
 
+from acoustic.data.shards import broken, first_line
+
 # With fewer rows a reader, windows are dealt out and not rows, so that no reader starves on five long recordings.
 MIN_ROWS_PER_SHARD = 8
 
@@ -146,7 +148,14 @@ class StreamedRows:
         # Not `for item in dataset`: in a DataLoader worker that would give this worker a share of the share.
         batches = iter(dataset.iter(batch_size=1))
         position = {"number": number, "state": start and start["state"]}
-        for batch in batches:
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:  # whatever `datasets`, its readers and their networks raise
+                yield position, broken(f"{self.description} after row {number}", f"broken shard: {first_line(error)}")
+                return
+            if batch is None:
+                return
             row = self.to_row({column: values[0] for column, values in batch.items()}, number)
             if self.keep is None or self.keep(row):
                 yield position, row

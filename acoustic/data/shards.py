@@ -4,6 +4,7 @@ A reader gives (position, row) from any position on, and a damaged part as a row
 skipped and reported like any other row that can't be used.
 """
 
+import contextlib
 import json
 import tarfile
 from collections.abc import Iterator
@@ -92,11 +93,22 @@ def key_of(name: str) -> str:
     return f"{folder}/{base.split('.')[0]}"
 
 
+def begins_sample(member: tarfile.TarInfo, group: list[tarfile.TarInfo]) -> bool:
+    """Another key; or, where names have dots (`2024.01.05.wav`, `a.left.wav`), another recording of the same key."""
+    if key_of(member.name) != key_of(group[0].name):
+        return True
+    audio = next((other for other in group if is_audio_name(other.name)), None)
+    if audio is None:
+        return False
+    mine, its = (f"{name.rpartition('.')[0]}." for name in (member.name, audio.name))
+    return is_audio_name(member.name) or not (mine.startswith(its) or its.startswith(mine))
+
+
 def samples(file, path: str) -> Iterator[tuple[int, list]]:
     """(byte of its first member, members) of each sample; damaged bytes as [what, reason] in the members' place."""
     group: list[tarfile.TarInfo] = []
     for gap, member in members_of(file, path):
-        if group and (gap or member is None or key_of(member.name) != key_of(group[0].name)):
+        if group and (gap or member is None or begins_sample(member, group)):
             yield group[0].offset, group
             group = []
         if gap:
@@ -109,21 +121,33 @@ def samples(file, path: str) -> Iterator[tuple[int, list]]:
 def members_of(file, path: str) -> Iterator[tuple[tuple[int, int, str] | None, tarfile.TarInfo | None]]:
     """(damage before it, member), and at the end (damage, None)."""
     expected, size = file.tell(), size_of(file)
-    # ignore_zeros: what is no member is passed over, up to the next that is one.
-    with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # it would keep every member of the tar
-            gap = (expected, member.offset, "broken tar member") if member.offset > expected else None
-            expected = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            if member.offset_data + member.size > size:
-                yield (member.offset, size, f"truncated tar: {member.name} is cut off"), None
-                return
-            if gap and not is_padding(file, *gap[:2]):
-                yield gap, member if member.isfile() else None
-            elif member.isfile():
-                yield None, member
+    if size == 0:
+        raise tarfile.ReadError("empty file")
+    for member in intact_members(file, size):
+        gap = (expected, member.offset, "broken tar member") if member.offset > expected else None
+        expected = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if member.offset_data + member.size > size:
+            yield (member.offset, size, f"truncated tar: {member.name} is cut off"), None
+            return
+        if gap and not is_padding(file, *gap[:2]) and not is_global_header(file, *gap[:2]):
+            yield gap, member if member.isfile() else None
+        elif member.isfile():
+            yield None, member
     gap = (expected, size, "broken tar member")
     yield (gap if size > expected and not is_padding(file, expected, size) else None), None
+
+
+def intact_members(file, size: int) -> Iterator[tarfile.TarInfo]:
+    while file.tell() < size:
+        try:
+            # ignore_zeros: what is no member is passed over, up to the next that is one.
+            with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+                while (member := tar.next()) is not None:
+                    tar.members = []  # it would keep every member of the tar
+                    yield member
+                return
+        except tarfile.ReadError:
+            continue  # a long name without the member that it is for; the file is just behind
 
 
 def size_of(file) -> int:
@@ -140,6 +164,20 @@ def is_padding(file, start: int, stop: int) -> bool:
     content = file.read(min(stop - start, 2**20))
     file.seek(place)
     return not any(content)
+
+
+def is_global_header(file, start: int, stop: int) -> bool:
+    """Whether it is what `git archive` puts in front of a tar: tarfile reads it without making a member of it."""
+    place = file.tell()
+    file.seek(start)
+    try:
+        header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    finally:
+        file.seek(place)
+    blocks = 1 + -(-header.size // tarfile.BLOCKSIZE)
+    return header.type == tarfile.XGLTYPE and start + blocks * tarfile.BLOCKSIZE == stop
 
 
 class ParquetReader:
@@ -159,7 +197,8 @@ class ParquetReader:
 
     def column(self, path: str, name: str) -> Iterator:
         column = self.to_row.sources.get(name)
-        with open_binary(path) as source:
+        # Of a broken file the rows up to the damage: reading its audio will report it.
+        with contextlib.suppress(pyarrow.ArrowException, OSError), open_binary(path) as source:
             for _, item in read_items(source, [column], 0) if column else ():
                 yield self.to_row.value(name, item)
 
@@ -167,6 +206,9 @@ class ParquetReader:
 def read_items(source, columns: list[str], start: int) -> Iterator[tuple[int, dict]]:
     """(number, row as a dict) from row `start` on; row groups before it are not read."""
     table = pyarrow.parquet.ParquetFile(source)
+    missing = [name for name in columns if name not in table.schema_arrow.names]
+    if missing:
+        raise pyarrow.ArrowInvalid(f"it has no column {missing[0]!r}")
     number = 0
     for group in range(table.num_row_groups):
         rows = table.metadata.row_group(group).num_rows

@@ -429,7 +429,7 @@ class DatasetRow:
         if isinstance(audio, str):
             name, audio = audio, {"path": os.path.join(self.root, audio) if self.root else audio, "bytes": None}
         else:
-            name = audio["path"] or (content_name(audio["bytes"]) if audio["bytes"] else f"row {index}")
+            name = audio.get("path") or (content_name(audio["bytes"]) if audio.get("bytes") else f"row {index}")
         values = {wanted: self.value(wanted, item) if wanted in self.sources else None for wanted in self.columns}
         return {"audio": audio, "name": name, **values}
 

@@ -41,7 +41,9 @@ class Tally:
                     self.listed[name] = reason
 
     def merge(self, other: "Tally") -> None:
-        """Add what another process counted; a recording that both met counts once."""
+        """Add what another process or source counted; a recording that both met is named once."""
+        self.rows, self.faults = self.rows + other.rows, self.faults + other.faults
+        self.fault_reasons.update(other.fault_reasons)
         new = {key: kind for key, kind in other.names.items() if key not in self.names}
         self.names |= new
         self.reasons.update(new.values())
@@ -73,7 +75,8 @@ def reason_kind(reason: str) -> str:
     """A reason without the recording's own numbers, so that alike ones are counted together."""
     reason = re.sub(r"^[\d.]+ s is ", "", re.sub(r" \(at \d+ s\)$", "", reason))
     words, setting, value = reason.partition("=")
-    return re.sub(r"\d[\d.]*", "#", words) + setting + value
+    # A number before a capital is an HTTP status: "503 Service Unavailable".
+    return re.sub(r"\b\d[\d.]*\b(?! [A-Z])", "#", words) + setting + value
 
 
 def most_common(reasons: Counter) -> str:

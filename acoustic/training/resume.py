@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from acoustic.console import UserError, is_main_process, say
+from acoustic.console import ShareError, UserError, is_main_process, say
 
 
 def find_checkpoint(args) -> str | None:
@@ -43,12 +43,12 @@ def save_stream_state(checkpoint: str, process: int, state: dict) -> None:
 def load_stream_state(checkpoint: str, process: int) -> dict:
     """
     Raises:
-        UserError: the checkpoint holds no place in the audio for this process.
+        ShareError: the checkpoint holds no place in the audio for this process.
     """
     path = stream_file(checkpoint, process)
     if not path.is_file():
         saved = len(list(Path(checkpoint).glob("stream_*.json")))
-        raise UserError(
+        raise ShareError(
             f"resume_from_checkpoint: {checkpoint!r} holds the place in the audio of {saved} processes, and this is "
             f"number {process + 1}; run as many, or with --ignore_data_skip true to begin the audio anew"
         )

@@ -121,16 +121,19 @@ def without_evaluation(args):
     return args
 
 
-def limit_seconds(sources: list, plan, max_seconds: float) -> list:
-    """`max_seconds` of the sources together, divided by their weights."""
+def limit_seconds(sources: list, plan, max_seconds: float) -> tuple[list, float]:
+    """(the sources with so many recordings as make `max_seconds` together, the most that is read of them).
+
+    Of a stream it isn't known which recordings these are, so it is read until it is enough.
+    """
     total = sum(weight for _, weight in sources)
-    return [(limit_rows(rows, plan, max_seconds * weight / total), weight) for rows, weight in sources]
+    if not all(isinstance(rows, IndexedRows) for rows, _ in sources):
+        return sources, max_seconds
+    return [(limit_rows(rows, plan, max_seconds * weight / total), weight) for rows, weight in sources], math.inf
 
 
-def limit_rows(rows, plan, max_seconds: float):
-    """The first recordings, by the hash of their names, that together make `max_seconds`; a stream stays as it is."""
-    if not isinstance(rows, IndexedRows):
-        return rows
+def limit_rows(rows: IndexedRows, plan, max_seconds: float) -> IndexedRows:
+    """The first recordings, by the hash of their names, that together make `max_seconds`."""
     order = sorted(range(len(rows)), key=lambda index: unit_hash(rows[index]["name"]))
     total, kept = 0.0, []
     for index in order:

@@ -359,3 +359,12 @@ def test_a_source_of_a_mix_without_audio_is_named(few, with_bad_files):
     bad.description = "the bad ones"
     with pytest.raises(UserError, match="no usable audio .*the bad ones"):
         list(itertools.islice(mixed(few, bad), 10_000))
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_no_more_is_read_than_asked_for(tars, readers):
+    """An evaluation on a stream: so much of it, of all lengths, the same every time."""
+    heard = [list(make_stream(tars, max_seconds=8.0).batches(shard, readers)) for shard in range(readers)]
+    seconds = sum(batch["audio_seconds"] for batches in heard for batch in batches)
+    assert 8.0 <= seconds <= 8.0 + readers * 1.0
+    assert keys(heard[0]) == keys(make_stream(tars, max_seconds=8.0).batches(0, readers))

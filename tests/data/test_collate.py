@@ -33,7 +33,7 @@ def test_rectangle_is_the_windows_themselves():
 
 
 def test_rectangle_has_no_mask_and_no_padding():
-    """A window at 11,025 Hz may come out a sample longer than one at 16 kHz: cut; one that is shorter cuts the rest."""
+    """A window at 11,025 Hz may come out a sample longer than its seconds: cut. A shorter one cuts the others."""
     batch = Rectangle(SCALED)(windows_of_seconds(0.005, 0.005), ramps(81, 80))
     assert set(batch) == {"input_values"} and batch["input_values"].shape == (2, 80)
     values = Rectangle(PLAIN)(windows_of_seconds(0.005, 0.005), ramps(81, 79))["input_values"]

@@ -2,7 +2,9 @@
 
 import tarfile
 
+import numpy as np
 import pytest
+import soundfile
 
 from acoustic.console import UserError
 from acoustic.data import survey as survey_module
@@ -34,6 +36,21 @@ def test_counts_windows_and_reasons(audio_folder):
         },
     }
     assert "5 recordings" in str(found) and "3 skipped" in str(found) and "1 x empty file" in str(found)
+
+
+def test_small_data_sets_are_listened_to(audio_folder, monkeypatch):
+    """A header says nothing of NaN, silence or a missing end; silence is a fault only without labels."""
+    folder = audio_folder(10, seconds=1.5)
+    soundfile.write(folder / "nan.wav", np.full(24_000, np.nan, np.float32), 16_000, "FLOAT")
+    soundfile.write(folder / "silent.wav", np.zeros(24_000, np.float32), 16_000)
+    sources = [(open_rows(str(folder)), 1.0)]
+    for unlabeled, names in ((True, {"nan.wav", "silent.wav"}), (False, {"nan.wav"})):
+        found = survey(sources, cover(1, 2), unlabeled=unlabeled)
+        assert found.recordings == 12 and found.tally.listed.keys() == names
+        with pytest.raises(UserError, match=f"{len(names)} of 12 rows"):
+            survey(sources, cover(1, 2), unlabeled=unlabeled, max_skipped_fraction=0.05)
+    monkeypatch.setattr(survey_module, "MAX_LISTENED", 11)
+    assert not survey(sources, cover(1, 2), unlabeled=True).tally.listed
 
 
 def test_nothing_usable_names_the_commonest_reason(audio_folder):

@@ -1,6 +1,7 @@
 """The user's mistakes: one line that says what, where and what to do, exit code 2; single bad files end no run."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -108,8 +109,11 @@ def test_headers_are_good_but_nothing_decodes(pretrain, tmp_path, workers):
     for name in "abc":
         soundfile.write(tmp_path / "audio" / f"{name}.wav", np.full(20_000, np.nan, np.float32), 16_000, "FLOAT")
     options = ("--max_steps", "1", "--dataloader_num_workers", workers, "--validation_split_percentage", "0")
-    line = pretrain(tmp_path / "audio", "no usable audio", "NaN or infinite samples", options=options)
-    assert "DataLoader" not in line
+    words = ("max_skipped_fraction: 3 of 3 rows", "3 x NaN or infinite samples")
+    lines = [pretrain(tmp_path / "audio", *words, options=options)]
+    options += ("--max_skipped_fraction", "1")
+    lines += [pretrain(tmp_path / "audio", "NaN or infinite samples", str(tmp_path / "audio"), options=options)]
+    assert not any("DataLoader" in line for line in lines)
 
 
 # ---- columns and splits
@@ -244,12 +248,18 @@ def test_single_bad_files_end_no_run(audio_folder, audio_file, tmp_path, tiny_co
     argv = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), "--max_steps", "4"]
     argv += ["--config_overrides", json.dumps(tiny_config), "--dataloader_num_workers", "0", "--report_to", "none"]
     argv += ["--validation_split_percentage", held_out, "--batch_seconds", "16", "--disable_tqdm", "true"]
+    argv += ["--max_skipped_fraction", "0.5"]
     with one_line_errors():
         results = run_pretrain.main(argv)
     assert np.isfinite(results["train_loss"]) and ("eval_contrastive_loss" in results) == (held_out != "0")
     report = json.loads((tmp_path / "out" / "data_report.json").read_text())
     assert report["skipped"] == 6
-    assert {name: reason.split(":")[0] for name, reason in report["skipped_recordings"].items()} == {
+    assert set(report["splits"]) <= ({"train"} if held_out == "0" else {"train", "eval"})
+    skipped = {}
+    for part in report["splits"].values():
+        assert part["skipped"] == len(part["skipped_recordings"]) and not skipped.keys() & part["skipped_recordings"]
+        skipped |= part["skipped_recordings"]
+    assert {name: reason.split(":")[0].split(" (")[0] for name, reason in skipped.items()} == {
         "text.wav": "not readable as audio",
         "zero.flac": "empty file",
         "header only.wav": "no samples in the file",
@@ -257,3 +267,70 @@ def test_single_bad_files_end_no_run(audio_folder, audio_file, tmp_path, tiny_co
         "cut.flac": "decoding failed",
         "nan.wav": "NaN or infinite samples",
     }
+
+
+def write_faults(folder, good: bytes, flac: bytes) -> dict[str, str]:
+    """One of each fault that a folder can hold. Returns the beginning of each one's reason."""
+    samples = np.random.default_rng(0).uniform(-0.3, 0.3, 20_000).astype(np.float32)
+    soundfile.write(folder / "nan.wav", np.full_like(samples, np.nan), 16_000, "FLOAT")
+    soundfile.write(folder / "silent.wav", np.zeros_like(samples), 16_000)
+    soundfile.write(folder / "500 channels.wav", np.zeros((100, 500), np.float32), 16_000)
+    soundfile.write(folder / "short.wav", samples[:3_000], 16_000)
+    (folder / "text.wav").write_text("words " * 300)
+    (folder / "empty.flac").touch()
+    (folder / "header only.wav").write_bytes(good[:44])
+    (folder / "cut.flac").write_bytes(flac[: len(flac) // 2])
+    (folder / "unreadable.flac").write_bytes(flac[:4] + bytes(len(flac)))
+    (folder / "0 Hz.wav").write_bytes(good[:24] + bytes(4) + good[28:])
+    frames = int.from_bytes(flac[18:26], "big") >> 36 << 36 | 100 * 3600 * 16_000
+    (folder / "100 hours.flac").write_bytes(flac[:18] + frames.to_bytes(8, "big") + flac[26:1_000])
+    (folder / "gone.wav").symlink_to(folder / "nowhere.wav")
+    os.mkfifo(folder / "pipe.wav")
+    with open(os.fsencode(folder) + b"/not utf8 \xff.wav", "wb"):
+        pass
+    return {
+        "nan.wav": "NaN or infinite samples",
+        "silent.wav": "silent",
+        "500 channels.wav": "absurd header: 500 channels",
+        "short.wav": "0.19 s is shorter than min_duration_in_seconds=1",
+        "text.wav": "not readable as audio: Format not recognised",
+        "empty.flac": "empty file",
+        "header only.wav": "no samples in the file",
+        "cut.flac": "decoding failed: ",
+        "unreadable.flac": "not readable as audio: ",
+        "0 Hz.wav": "not readable as audio: ",
+        "100 hours.flac": "absurd header: 100 h in 1000 bytes",
+        "gone.wav": "no such file",
+        "pipe.wav": "not a regular file",
+        os.fsdecode(b"not utf8 \xff.wav"): "empty file",
+    }
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_one_of_each_fault_beside_good_audio(tmp_path, audio_folder, audio_file, tiny_config, capsys, workers):
+    """The run trains, ends as it should and lists every fault by its name: 13 of 214 recordings, and a short one."""
+    folder = audio_folder(200, seconds=[1.0 + 0.001 * number for number in range(200)])
+    flac = audio_file(tmp_path / "a.flac", 1.2)
+    reasons = write_faults(folder, (folder / "clip_000.wav").read_bytes(), flac.read_bytes())
+    argv = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), "--max_steps", "16"]
+    argv += [
+        "--config_overrides",
+        json.dumps(tiny_config),
+        "--dataloader_num_workers",
+        workers,
+        "--batch_seconds",
+        "16",
+    ]
+    argv += ["--validation_split_percentage", "5", "--logging_steps", "4", "--report_to", "none"]
+    argv += ["--disable_tqdm", "true", "--use_cpu", "true"]
+    with one_line_errors():
+        results = run_pretrain.main(argv)
+    assert np.isfinite(results["train_loss"]) and np.isfinite(results["eval_contrastive_loss"])
+    report = json.loads((tmp_path / "out" / "data_report.json").read_text(encoding="utf-8"))
+    listed = {name: why for part in report["splits"].values() for name, why in part["skipped_recordings"].items()}
+    assert listed.keys() == reasons.keys() and report["skipped"] == len(reasons)
+    assert all(listed[name].startswith(reason) for name, reason in reasons.items()), listed
+    assert sum(sum(part["skipped_by_reason"].values()) for part in report["splits"].values()) == len(reasons)
+    assert report["hours_seen"] > 200 / 3600  # more than an epoch: all of the good audio was met
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert f"skipped: {len(reasons)} recordings" in capsys.readouterr().out

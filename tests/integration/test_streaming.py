@@ -1,6 +1,7 @@
 """Fine-tuning from a stream: labels and vocabulary from a first pass over their column, audio decoded to train."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -69,3 +70,23 @@ def test_pretraining_from_a_stream(parquet_folder, tiny_config, tmp_path):
     )
     logged = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert any("eval_contrastive_loss" in entry for entry in logged)
+
+
+def test_pretraining_from_tars_with_a_broken_one(parquet_folder, tiny_config, tmp_path):
+    """Read in place: nothing is unpacked, and what is broken is in the report."""
+    clips = sorted(Path(parquet_folder).parent.glob("clips/*.wav"))
+    (tmp_path / "tars").mkdir()
+    for number in range(2):
+        with tarfile.open(tmp_path / "tars" / f"{number}.tar", "w") as tar:
+            for clip in clips[5 * number : 5 * number + 5]:
+                tar.add(clip, clip.name)
+    (tmp_path / "tars" / "2.tar").write_text("no tar " * 999)
+    run_pretrain.main(
+        ["--dataset_name", str(tmp_path / "tars"), "--max_steps", "3", "--output_dir", str(tmp_path / "out")]
+        + ["--config_overrides", json.dumps(tiny_config), "--max_duration_in_seconds", "2", "--use_cpu", "true"]
+        + ["--disable_tqdm", "true", "--validation_split_percentage", "0", "--dataloader_num_workers", "2"]
+    )
+    report = json.loads((tmp_path / "out" / "data_report.json").read_text())
+    ((name, reason),) = report["splits"]["train"]["skipped_recordings"].items()
+    assert "2.tar" in name and reason == "broken tar member"
+    assert report["hours_seen"] > 0
