@@ -281,13 +281,6 @@ class BatchStream(IterableDataset):
         enough = count * shortest >= MIN_FILL * self.batch_seconds or shortest < (1 - MAX_CROP) * longer.seconds
         return longer.seconds > shortest and enough
 
-    def report(self, window: Window, skip: Skip) -> Skipped:
-        """A recording is one fault, however many of its windows fail; one with pauses of silence is none."""
-        fault = skip.fault and not window.row.get("failed") and (window.alone or not isinstance(skip, Silent))
-        window.row["failed"] = window.row.get("failed") or fault
-        reason = f"{skip} (at {window.start / window.rate:.0f} s)" if window.start >= window.rate else str(skip)
-        return Skipped(window.row["name"], reason, fault)
-
     def make(self, windows: list[Window], generator: np.random.Generator | None, skipped: list) -> dict | None:
         """Decode the windows of one batch and collate those that could be decoded."""
         if self.unlabeled:
@@ -297,7 +290,11 @@ class BatchStream(IterableDataset):
             try:
                 waveform = read_window(window.row["audio"], window.start, window.stop, self.rate, self.unlabeled)
             except Skip as skip:
-                skipped.append(self.report(window, skip))
+                fault = skip.fault and (window.alone or not isinstance(skip, Silent))  # pauses are no fault
+                reason = (
+                    f"{skip} (at {window.start / window.rate:.0f} s)" if window.start >= window.rate else str(skip)
+                )
+                skipped.append(Skipped(window.row["name"], reason, fault))
             else:
                 kept.append(window)
                 waveforms.append(waveform)

@@ -17,9 +17,11 @@ class Rectangle:
 
     def __call__(self, windows: list[Window], waveforms: list[np.ndarray]) -> dict:
         # A window at 11,025 Hz can come out one sample longer than one at 16 kHz of the same length in seconds.
-        length = int(min(window.seconds for window in windows) * self.feature_extractor.sampling_rate + 1e-6)
+        rate = self.feature_extractor.sampling_rate
+        length = int(min(window.seconds for window in windows) * rate + 1e-6)
         length = min(length, *map(len, waveforms))
-        return {"input_values": extract(self.feature_extractor, [w[:length] for w in waveforms])["input_values"]}
+        cut = [waveform[:length] for waveform in waveforms]
+        return {"input_values": self.feature_extractor(cut, sampling_rate=rate, return_tensors="pt")["input_values"]}
 
 
 class PadToLongest:

@@ -1,36 +1,20 @@
 """Read one window of one recording: seek, read, downmix, resample. Nothing outside the window is decoded."""
 
-import math
-from fractions import Fraction
-from functools import lru_cache
-
 import numpy as np
 import soundfile
-import torch
-import torchaudio
 
 from acoustic.data.headers import Silent, Skip, open_audio
+from acoustic.data.resample import resample
 
-# Containers whose decoders need some past before they are exact: mp3's bit reservoir, Opus' filters; and in the last
-# page of an Ogg file libsndfile 1.2 seeks to a wrong place. Decoding 2 s takes milliseconds.
-LOSSY, PREROLL_SECONDS = ("OGG", "MP3"), 2.0
+# Some decoders need some past before they are exact. mp3: its bit reservoir, a few frames of at most 1152 samples. Ogg:
+# Opus' filters; and in the last page of a file libsndfile 1.2 seeks to a wrong place.
+MP3_PREROLL_FRAMES, OGG_PREROLL_SECONDS = 16 * 1152, 2.0
 
 # Samples over all channels that are held at a time: what 256 channels hold would be 64 windows.
 MAX_SAMPLES = 2**21
 
 # -100 dBFS from top to bottom: under the noise of any recorder, over the rounding of lossy codecs.
 SILENCE = 1e-5
-
-
-@lru_cache(maxsize=64)
-def resampler(from_rate: int, to_rate: int) -> torchaudio.transforms.Resample:
-    """The windowed-sinc kernel costs more to make than to apply to one window, so each pair of rates makes it once.
-
-    The kernel grows with the product of the rates over their common divisor: gigabytes at 44,101 Hz. So a ratio that
-    has no small terms is rounded to one that has, less than 0.02 % away.
-    """
-    ratio = Fraction(from_rate, to_rate).limit_denominator(1000)
-    return torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
 
 
 def read_window(audio: dict, start: int, stop: int, rate: int, refuse_silence: bool = False) -> np.ndarray:
@@ -50,7 +34,7 @@ def read_window(audio: dict, start: int, stop: int, rate: int, refuse_silence: b
     """
     with open_audio(audio) as file:
         source_rate = file.samplerate
-        first = max(start - int(PREROLL_SECONDS * source_rate), 0) if file.format in LOSSY else start
+        first = max(start - preroll(file), 0)
         go_to(file, first)
         waveform = read_mono(file, stop - first)[start - first :]
     if len(waveform) < stop - start:
@@ -60,6 +44,13 @@ def read_window(audio: dict, start: int, stop: int, rate: int, refuse_silence: b
     if refuse_silence and is_silent(waveform):
         raise Silent("silent")
     return waveform if source_rate == rate else resample(waveform, source_rate, rate)
+
+
+def preroll(file) -> int:
+    """Frames to decode before a window, and to drop."""
+    if file.format == "MP3":
+        return MP3_PREROLL_FRAMES
+    return int(OGG_PREROLL_SECONDS * file.samplerate) if file.format == "OGG" else 0
 
 
 def go_to(file, frame: int) -> None:
@@ -75,18 +66,13 @@ def go_to(file, frame: int) -> None:
 def read_mono(file, frames: int) -> np.ndarray:
     """The mean over channels of the next `frames` frames, or of fewer at the file's end."""
     pieces, most = [], max(MAX_SAMPLES // file.channels, 1)
+    # A matrix product; `mean` over so short an axis takes longer than decoding an mp3.
+    share = np.full(file.channels, 1 / file.channels, np.float32)
     while frames > 0:
         piece = file.read(min(frames, most), dtype="float32", always_2d=True)
-        pieces.append(piece[:, 0] if piece.shape[1] == 1 else piece.mean(axis=1))
+        pieces.append(piece[:, 0] if file.channels == 1 else piece @ share)
         frames = frames - len(piece) if len(piece) else 0
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.zeros(0, np.float32)])
-
-
-def resample(waveform: np.ndarray, source_rate: int, rate: int) -> np.ndarray:
-    length = math.ceil(len(waveform) * rate / source_rate)
-    resampled = resampler(source_rate, rate)(torch.from_numpy(np.ascontiguousarray(waveform))).numpy()[:length]
-    # A rounded ratio can leave a window 0.02 % short, and a batch has one length.
-    return np.pad(resampled, (0, length - len(resampled)), mode="edge")
 
 
 def is_silent(waveform: np.ndarray) -> bool:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import soundfile
 
-from acoustic.data import ffmpeg
+from acoustic.data import ffmpeg, handles
 from acoustic.data.remote import RemoteFile, is_remote
 
 # What a folder is searched for: what libsndfile reads, and what FFmpeg does.
@@ -137,7 +137,21 @@ def find_source(audio: dict) -> tuple[bytes | BinaryIO, int]:
     return source, size
 
 
-def open_decoder(source: bytes | BinaryIO) -> soundfile.SoundFile | ffmpeg.FFmpegFile:
+@contextlib.contextmanager
+def open_decoder(source: bytes | BinaryIO) -> Iterator[soundfile.SoundFile | ffmpeg.FFmpegFile]:
+    """A decoder at any place of the file; a long mp3 stays open for the next window."""
+    is_path = isinstance(source, bytes)
+    file = (handles.take(source) if is_path else None) or new_decoder(source)
+    try:
+        yield file
+    except BaseException:
+        file.close()
+        raise
+    if not (is_path and handles.keep(source, file)):
+        file.close()
+
+
+def new_decoder(source: bytes | BinaryIO) -> soundfile.SoundFile | ffmpeg.FFmpegFile:
     """libsndfile, and FFmpeg for what that doesn't know: it is faster where both can."""
     try:
         return soundfile.SoundFile(source)

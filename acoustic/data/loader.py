@@ -1,5 +1,7 @@
 """A DataLoader over a stream whose place can be saved, and entered again at the very next batch."""
 
+import gc
+import multiprocessing
 from collections.abc import Iterator
 
 import torch
@@ -7,6 +9,9 @@ from torch.utils.data import DataLoader
 
 from acoustic.console import ShareError
 from acoustic.data.batches import BatchStream
+
+# Workers share the plan and the list of files. Python 3.14 would start them anew, and pickle both.
+FORK = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
 
 
 class StreamLoader:
@@ -33,6 +38,8 @@ class StreamLoader:
             prefetch_factor=4 if self.num_workers else None,
             # Its own, or starting the workers would draw a number from the one that dropout uses.
             generator=torch.Generator(),
+            multiprocessing_context=FORK if self.num_workers else None,
+            worker_init_fn=freeze,
         )
         for batch in loader:
             # The DataLoader takes from its workers in turn.
@@ -71,6 +78,11 @@ class StreamLoader:
 
 def shown(value) -> str:
     return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def freeze(worker: int) -> None:
+    """What came with the fork is shared memory until something writes to it, and a garbage collection would."""
+    gc.freeze()
 
 
 def as_it_is(batch: dict) -> dict:

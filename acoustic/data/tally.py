@@ -25,14 +25,19 @@ class Tally:
     names: dict[bytes, str] = field(default_factory=dict)
     listed: dict[str, str] = field(default_factory=dict)
     reasons: Counter = field(default_factory=Counter)
+    faulty: dict[int, set[bytes]] = field(default_factory=dict)
 
-    def add(self, skipped: list, rows: int = 0) -> None:
+    def add(self, skipped: list, rows: int = 0, epoch: int = 0) -> None:
         """`skipped`: (name, reason, fault) of each; see `batches.Skipped`."""
         self.rows += rows
-        self.faults += len({name for name, _, fault in skipped if fault})
+        # Workers are an epoch apart at most.
+        self.faulty = {number: names for number, names in self.faulty.items() if number >= epoch - 1}
+        faulty = self.faulty.setdefault(epoch, set())
         for name, reason, fault in skipped:
             kind = sys.intern(reason_kind(reason))
-            if fault:
+            if fault and digest(name) not in faulty:  # one fault, however many of its windows fail
+                faulty.add(digest(name))
+                self.faults += 1
                 self.fault_reasons[kind] += 1
             if digest(name) not in self.names:
                 self.names[digest(name)] = kind

@@ -77,8 +77,8 @@ class AcousticTrainer(Trainer):
 
     def take_report(self, batch: dict, split: str = "train") -> float | None:
         """Remove what a batch says about itself. Returns its seconds of audio, None for a batch that only reports."""
-        self.tallies[split].add(batch.pop("skipped"), batch.pop("rows"))
         epoch = batch.pop("epoch")
+        self.tallies[split].add(batch.pop("skipped"), batch.pop("rows"), int(epoch))
         if split == "train":
             self.stream_epoch = epoch
         return batch.pop("audio_seconds", None)
