@@ -11,7 +11,8 @@ import time
 from acoustic.config import parse_finetuning
 from acoustic.console import one_line_errors, say
 from acoustic.data.collate import PadToLongest
-from acoustic.data.sources import hold_out, open_rows
+from acoustic.data.holdout import hold_out
+from acoustic.data.sources import open_rows
 from acoustic.data.survey import survey
 from acoustic.report import report_finetuning
 from acoustic.tasks import TASKS

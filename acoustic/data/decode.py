@@ -6,8 +6,8 @@ import soundfile
 from acoustic.data.headers import Silent, Skip, open_audio
 from acoustic.data.resample import resample
 
-# Some decoders need some past before they are exact. mp3: its bit reservoir, a few frames of at most 1152 samples. Ogg:
-# Opus' filters; and in the last page of a file libsndfile 1.2 seeks to a wrong place.
+# Some decoders need some past before they are exact. mp3: its bit reservoir, a few frames of at most 1152 samples.
+# Ogg: Opus' filters; and in the last page of a file libsndfile 1.2 seeks to a wrong place.
 MP3_PREROLL_FRAMES, OGG_PREROLL_SECONDS = 16 * 1152, 2.0
 
 # Samples over all channels that are held at a time: what 256 channels hold would be 64 windows.

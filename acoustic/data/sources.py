@@ -4,33 +4,23 @@
 it. `text` and `label` are there when the columns for them were asked for.
 """
 
-import csv
 import glob
-import hashlib
-import io
 import itertools
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 from urllib.parse import unquote
 
 import datasets
-import pyarrow
-import pyarrow.parquet
 
 from acoustic.console import UserError
+from acoustic.data.columns import DatasetRow, Options, check_columns, choose_path_column
 from acoustic.data.headers import AUDIO_SUFFIXES, is_audio_name
+from acoustic.data.manifests import MANIFEST_SUFFIXES, open_manifest
 from acoustic.data.remote import is_remote, list_files
 from acoustic.data.rows import IndexedRows, PackedList, Rows, ShardedRows, StreamedRows
-from acoustic.data.shards import ParquetReader, TarReader, find_readable, open_binary, read_features, shard_kind
-
-MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-PATH_COLUMNS = ("file_name", "path", "file", "filename", "audio_path")
-NO_AUDIO = {"path": None, "bytes": None}
+from acoustic.data.shards import ParquetReader, TarReader, find_readable, read_features, shard_kind
 
 
 def open_rows(
@@ -74,16 +64,6 @@ def open_rows(
     if looks_like_path(dataset_name):
         raise UserError(f"dataset_name: there is no folder or file {dataset_name!r}")
     return open_hub(dataset_name, split, options)
-
-
-class Options(NamedTuple):
-    """What `open_rows` was asked for, but the place and the split."""
-
-    config: str | None
-    audio_column: str
-    columns: dict[str, str | None]
-    streaming: bool
-    indexed: bool
 
 
 def single_list(dataset_name: str, split: str) -> str:
@@ -287,94 +267,6 @@ def open_file(path: Path, options: Options) -> Rows:
     return open_manifest(str(path), options)
 
 
-def open_manifest(path: str, options: Options) -> IndexedRows:
-    """Rows of a table with a column of paths, local or behind a URL; relative ones start where the table is."""
-    items, root = read_fairseq(path) or (read_manifest(path), path.rpartition("/")[0])
-    if not items:
-        raise UserError(f"dataset_name: the manifest {path!r} has no rows")
-    path_column = choose_path_column(items[0], options.audio_column, path)
-    check_columns(items[0], options.columns, path)
-    wanted = {path_column, *options.columns.values()} - {None}
-
-    def to_row(item: dict, index: int) -> dict:
-        file = item.get(path_column)
-        if not file or not isinstance(file, str):
-            return {"audio": NO_AUDIO, "name": f"row {index}", **read_columns(item, options.columns)}
-        where = file if is_remote(file) else f"{root}/{file}" if is_remote(root) else os.path.join(root, file)
-        return {"audio": {"path": where, "bytes": None}, "name": file, **read_columns(item, options.columns)}
-
-    return IndexedRows(PackedList({name: item.get(name) for name in wanted} for item in items), to_row, path)
-
-
-def read_manifest(path: str) -> list[dict]:
-    try:
-        content = read_bytes(path)
-        if path.endswith(".parquet"):
-            return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
-        text = content.decode("utf-8-sig")
-        if path.endswith(".jsonl"):
-            lines = enumerate(text.split("\n"), 1)
-            return [parse_json_line(line, number, path) for number, line in lines if line.strip()]
-        table = io.StringIO(text, newline="")
-        return list(csv.DictReader(table, delimiter="\t" if path.endswith(".tsv") else ","))
-    except UnicodeDecodeError as error:
-        raise UserError(f"dataset_name: {path!r} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except (csv.Error, pyarrow.ArrowException) as error:
-        raise UserError(f"dataset_name: {path!r} is not a table of text: {error}") from None
-    except OSError as error:
-        raise UserError(f"dataset_name: can't read {path!r}: {error.strerror or error}") from None
-
-
-def read_bytes(path: str) -> bytes:
-    with open_binary(path) as file:
-        return file.read()
-
-
-def parse_json_line(line: str, number: int, path: str) -> dict:
-    try:
-        item = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"dataset_name: {path!r} line {number} is not JSON: {error.msg}") from None
-    if not isinstance(item, dict):
-        raise UserError(f"dataset_name: {path!r} line {number} is not a JSON object")
-    return item
-
-
-def read_fairseq(path: str) -> tuple[list[dict], str] | None:
-    """fairseq's manifest: the root folder on the first line, then `path<TAB>frames`. None if it is another .tsv."""
-    if not path.endswith(".tsv") or is_remote(path):
-        return None
-    with open(path, encoding="utf-8", errors="replace") as file:
-        lines = [line.rstrip("\r\n") for line in file]
-    folder = os.path.dirname(path)
-    if not lines or not lines[0] or "\t" in lines[0] or not os.path.isdir(os.path.join(folder, lines[0])):
-        return None
-    return [{"path": line.split("\t")[0]} for line in lines[1:] if line], os.path.join(folder, lines[0])
-
-
-def choose_path_column(columns: dict, audio_column: str, description: str) -> str:
-    # Only the default name may stand for another: a name that was given is meant.
-    for column in (audio_column, *(PATH_COLUMNS if audio_column == "audio" else ())):
-        if column in columns:
-            return column
-    raise UserError(
-        f"audio_column_name: {description} has no column {audio_column!r}; it has: {', '.join(map(str, columns))}"
-    )
-
-
-def check_columns(available, columns: dict, description: str) -> None:
-    for wanted, column in columns.items():
-        if column is not None and column not in available:
-            raise UserError(
-                f"{wanted}_column_name: {description} has no column {column!r}; it has: "
-                f"{', '.join(map(str, available))}"
-            )
-
-
-def read_columns(item: dict, columns: dict) -> dict:
-    return {wanted: None if column is None else item.get(column) for wanted, column in columns.items()}
-
-
 def open_saved(path: Path, split: str, options: Options) -> Rows:
     """What `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     dataset = datasets.load_from_disk(str(path))
@@ -413,66 +305,3 @@ def from_dataset(dataset, description: str, options: Options) -> Rows:
     if isinstance(dataset, datasets.IterableDataset):
         return StreamedRows(dataset, to_row, description)
     return IndexedRows(dataset, to_row, description)
-
-
-class DatasetRow:
-    """One item of a data set -> a row: class numbers become their names, paths get their root."""
-
-    def __init__(self, audio_column: str, columns: dict, features: dict, description: str, root: Path | None):
-        self.audio_column, self.columns, self.description, self.root = audio_column, columns, description, root
-        self.sources = {wanted: column for wanted, column in columns.items() if column is not None}
-        feature = features.get(columns.get("label"))
-        self.class_names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-
-    def __call__(self, item: dict, index: int) -> dict:
-        audio = item[self.audio_column] or NO_AUDIO
-        if isinstance(audio, str):
-            name, audio = audio, {"path": os.path.join(self.root, audio) if self.root else audio, "bytes": None}
-        else:
-            name = audio.get("path") or (content_name(audio["bytes"]) if audio.get("bytes") else f"row {index}")
-        values = {wanted: self.value(wanted, item) if wanted in self.sources else None for wanted in self.columns}
-        return {"audio": audio, "name": name, **values}
-
-    def value(self, wanted: str, item: dict):
-        """The item's "text" or "label"; a class number as its name."""
-        value = item.get(self.sources[wanted])
-        return self.class_names[value] if wanted == "label" and self.class_names and isinstance(value, int) else value
-
-
-def content_name(content: bytes) -> str:
-    """A name for embedded audio without a path: a row's number differs between shards and moves with every new row."""
-    return f"audio with sha256 {hashlib.sha256(content).hexdigest()[:16]}"
-
-
-def hold_out(
-    rows: Rows, percentage: float, usable: Callable[[dict], bool] = lambda row: True
-) -> tuple[Rows, Rows | None]:
-    """(training rows, held-out rows): by recording, by a hash of its name, so that it never moves and never leaks.
-
-    Where no usable recording's hash falls under the percentage, the usable one with the smallest hash is held out. A
-    single usable recording can't be divided: then there is no held-out part (None).
-    """
-    if percentage <= 0:
-        return rows, None
-    threshold = percentage / 100
-    if not isinstance(rows, IndexedRows):
-        return rows.select(lambda row: unit_hash(row["name"]) >= threshold), rows.select(
-            lambda row: unit_hash(row["name"]) < threshold
-        )
-    hashes = [unit_hash(rows[index]["name"]) for index in range(len(rows))]
-    by_hash = sorted(range(len(hashes)), key=hashes.__getitem__)
-    held_out = {index for index in by_hash if hashes[index] < threshold}
-    if not any(usable(rows[index]) for index in sorted(held_out)):
-        held_out.update(next(([index] for index in by_hash if usable(rows[index])), []))
-    if len(held_out) == len(hashes):
-        held_out.discard(by_hash[-1])
-    training = [index for index in range(len(hashes)) if index not in held_out]
-    if not held_out or not any(usable(rows[index]) for index in training):
-        return rows, None
-    return rows.take(training), rows.take(sorted(held_out))
-
-
-def unit_hash(name: str) -> float:
-    """A name's hash as a number in [0, 1), the same on every machine."""
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64

@@ -15,7 +15,7 @@ import transformers
 
 from acoustic.console import UserError
 from acoustic.data.headers import Skip
-from acoustic.data.sources import Rows
+from acoustic.data.rows import Rows
 from acoustic.data.windows import Plan, whole
 from acoustic.tasks.base import build_with_head, mask_length, masking_overrides, refuse_unmaskable
 from acoustic.tasks.defaults import few_label_settings

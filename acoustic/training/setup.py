@@ -15,8 +15,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from acoustic.console import UserError, is_main_process, say
 from acoustic.data.batches import BatchStream
 from acoustic.data.headers import Skip, read_header
+from acoustic.data.holdout import unit_hash
 from acoustic.data.rows import IndexedRows
-from acoustic.data.sources import unit_hash
 from acoustic.data.survey import Survey
 
 CPU_BATCH_SECONDS, GPU_BATCH_SECONDS = 20.0, 87.5

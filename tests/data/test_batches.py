@@ -17,9 +17,10 @@ from acoustic.console import UserError
 from acoustic.data import batches as batches_module
 from acoustic.data.batches import BatchStream, Reader
 from acoustic.data.collate import Rectangle
+from acoustic.data.columns import Options
 from acoustic.data.headers import read_header
 from acoustic.data.loader import StreamLoader
-from acoustic.data.sources import Options, from_dataset, from_files, open_rows
+from acoustic.data.sources import from_dataset, from_files, open_rows
 from acoustic.data.windows import cover, window_lengths
 
 RATE, SECONDS = 16_000, 3.0

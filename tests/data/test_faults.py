@@ -25,7 +25,8 @@ from acoustic.console import UserError
 from acoustic.data import remote, survey
 from acoustic.data.batches import BatchStream
 from acoustic.data.collate import Rectangle
-from acoustic.data.sources import Options, from_dataset, open_rows
+from acoustic.data.columns import Options
+from acoustic.data.sources import from_dataset, open_rows
 from acoustic.data.windows import cover
 
 http_server = web.http_server

@@ -18,8 +18,9 @@ from acoustic.console import UserError
 from acoustic.data import batches as batches_module
 from acoustic.data.batches import BatchStream
 from acoustic.data.collate import Rectangle
+from acoustic.data.columns import Options
 from acoustic.data.loader import StreamLoader
-from acoustic.data.sources import Options, from_dataset, open_rows
+from acoustic.data.sources import from_dataset, open_rows
 from acoustic.data.windows import cover
 
 RATE = 16_000

@@ -8,8 +8,9 @@ import datasets
 import pandas as pd
 import pytest
 
+from acoustic.data.columns import Options
 from acoustic.data.rows import IndexedRows, PackedList, ShardedRows, StreamedRows
-from acoustic.data.sources import Options, from_dataset, from_files
+from acoustic.data.sources import from_dataset, from_files
 
 NAMES = [f"{number:02d}.wav" for number in range(23)]
 

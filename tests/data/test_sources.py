@@ -14,10 +14,12 @@ import pytest
 
 from acoustic.console import UserError
 from acoustic.data import shards
+from acoustic.data.columns import Options
 from acoustic.data.decode import read_window
 from acoustic.data.headers import Skip, read_header
+from acoustic.data.holdout import hold_out, unit_hash
 from acoustic.data.rows import IndexedRows, ShardedRows, StreamedRows
-from acoustic.data.sources import Options, expand_braces, from_dataset, hold_out, open_rows, unit_hash
+from acoustic.data.sources import expand_braces, from_dataset, open_rows
 from acoustic.data.windows import cover, usable
 
 CLIPS = ["a.wav", "b.flac", "c.ogg"]

@@ -1,0 +1,75 @@
+"""Which columns of a table are the audio, the text and the label; and its items -> rows."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+
+from acoustic.console import UserError
+
+PATH_COLUMNS = ("file_name", "path", "file", "filename", "audio_path")
+NO_AUDIO = {"path": None, "bytes": None}
+
+
+class Options(NamedTuple):
+    """What `open_rows` was asked for, but the place and the split."""
+
+    config: str | None
+    audio_column: str
+    columns: dict[str, str | None]
+    streaming: bool
+    indexed: bool
+
+
+def choose_path_column(columns: dict, audio_column: str, description: str) -> str:
+    # Only the default name may stand for another: a name that was given is meant.
+    for column in (audio_column, *(PATH_COLUMNS if audio_column == "audio" else ())):
+        if column in columns:
+            return column
+    raise UserError(
+        f"audio_column_name: {description} has no column {audio_column!r}; it has: {', '.join(map(str, columns))}"
+    )
+
+
+def check_columns(available, columns: dict, description: str) -> None:
+    for wanted, column in columns.items():
+        if column is not None and column not in available:
+            raise UserError(
+                f"{wanted}_column_name: {description} has no column {column!r}; it has: "
+                f"{', '.join(map(str, available))}"
+            )
+
+
+def read_columns(item: dict, columns: dict) -> dict:
+    return {wanted: None if column is None else item.get(column) for wanted, column in columns.items()}
+
+
+class DatasetRow:
+    """One item of a data set -> a row: class numbers become their names, paths get their root."""
+
+    def __init__(self, audio_column: str, columns: dict, features: dict, description: str, root: Path | None):
+        self.audio_column, self.columns, self.description, self.root = audio_column, columns, description, root
+        self.sources = {wanted: column for wanted, column in columns.items() if column is not None}
+        feature = features.get(columns.get("label"))
+        self.class_names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+
+    def __call__(self, item: dict, index: int) -> dict:
+        audio = item[self.audio_column] or NO_AUDIO
+        if isinstance(audio, str):
+            name, audio = audio, {"path": os.path.join(self.root, audio) if self.root else audio, "bytes": None}
+        else:
+            name = audio.get("path") or (content_name(audio["bytes"]) if audio.get("bytes") else f"row {index}")
+        values = {wanted: self.value(wanted, item) if wanted in self.sources else None for wanted in self.columns}
+        return {"audio": audio, "name": name, **values}
+
+    def value(self, wanted: str, item: dict):
+        """The item's "text" or "label"; a class number as its name."""
+        value = item.get(self.sources[wanted])
+        return self.class_names[value] if wanted == "label" and self.class_names and isinstance(value, int) else value
+
+
+def content_name(content: bytes) -> str:
+    """A name for embedded audio without a path: a row's number differs between shards and moves with every new row."""
+    return f"audio with sha256 {hashlib.sha256(content).hexdigest()[:16]}"
