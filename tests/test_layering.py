@@ -16,6 +16,7 @@ ALLOWED = {
     "training": {"models", "data", "tasks"},
     "config": {"models", "data", "tasks"},
     "__init__": set(),
+    "__main__": {"config", "data", "report"},  # `python -m acoustic.data`: a script
 }
 
 
@@ -37,6 +38,8 @@ def sources() -> list[Path]:
 
 
 def part_of(path: Path) -> str:
+    if path.name == "__main__.py":
+        return "__main__"
     return path.relative_to(ROOT / "acoustic").with_suffix("").parts[0]
 
 

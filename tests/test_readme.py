@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from acoustic.config import parse_finetuning, parse_pretraining
+from acoustic.data.__main__ import parse as parse_look
 
 ROOT = Path(__file__).parents[1]
-READMES = [ROOT / "README.md", *sorted((ROOT / "recipes").rglob("README.md"))]
+READMES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "recipes").rglob("README.md"))]
 PARSERS = {"run_pretrain.py": parse_pretraining, "run_finetune.py": parse_finetuning}
 
 
@@ -40,10 +41,23 @@ def test_command_parses(words, monkeypatch):
     elif words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
+    elif words[:3] == ["python", "-m", "acoustic.data"]:
+        parse_look(words[3:])
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
     else:
         assert words[0] in ("source", "git", "cd", "sudo"), f"no check for {words}"
+
+
+def test_yaml_in_a_readme_is_a_recipe(tmp_path):
+    """Its keys are options; what it names need not be there."""
+    blocks = [b for readme in READMES for b in re.findall(r"```yaml\n(.*?)```", readme.read_text(), re.DOTALL)]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "recipe.yaml").write_text(block)
+        argv = [str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path), "--use_cpu", "true"]
+        _, data_args, _ = parse_pretraining(argv)
+        assert data_args.mix
 
 
 def check_launcher(options: list[str]) -> None:
