@@ -94,6 +94,7 @@ def open_labeled(data_args, args, split: str):
         audio_column=data_args.audio_column_name,
         streaming=data_args.streaming,
         indexed=not data_args.streaming,
+        other_splits=tuple(filter(None, [data_args.eval_split_name, *data_args.test_split_name])),
         **{f"{kind}_column": column},
     )
 

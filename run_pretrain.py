@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> dict:
     checkpoint = find_checkpoint(args)
 
     plan = cover(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
-    sources, held_out = open_unlabeled(data_args, plan)
+    sources, held_out = open_unlabeled(data_args, plan, evaluates=args.eval_strategy != "no")
     found = survey(
         sources,
         plan,
@@ -54,8 +54,9 @@ def main(argv: list[str] | None = None) -> dict:
     collate = Rectangle(feature_extractor)
     eval_stream = None
     if held_out and args.eval_strategy != "no":
-        held_out, most = setup.limit_seconds(held_out, plan, args.max_eval_seconds)
-        eval_stream = setup.make_stream(held_out, plan, collate, args, train=False, max_seconds=most, **stream)
+        eval_plan = setup.limit_seconds(held_out, plan, args.max_eval_seconds)
+        limit = {"max_seconds": args.max_eval_seconds}
+        eval_stream = setup.make_stream(held_out, eval_plan, collate, args, train=False, **limit, **stream)
     trainer = AcousticTrainer(
         model=model,
         args=setup.without_evaluation(args) if eval_stream is None else args,
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> dict:
     return report_pretraining(trainer, model_args, data_args, found, notes, results, time.perf_counter() - started)
 
 
-def open_unlabeled(data_args, plan) -> tuple[list, list]:
+def open_unlabeled(data_args, plan, evaluates: bool) -> tuple[list, list]:
     """(training sources, held-out sources), each [(rows, weight)]: two splits where both are named, else a part by the
     names' hashes."""
     sources, held_out = [], []
@@ -81,10 +82,12 @@ def open_unlabeled(data_args, plan) -> tuple[list, list]:
             "audio_column": source.audio_column or data_args.audio_column_name,
             "streaming": data_args.streaming if source.streaming is None else source.streaming,
         }
-        rows = open_rows(source.name, source.split or data_args.train_split_name, **options)
+        others = tuple(filter(None, [data_args.eval_split_name]))
+        rows = open_rows(source.name, source.split or data_args.train_split_name, other_splits=others, **options)
+        rest = None
         if data_args.eval_split_name:
             rest = open_rows(source.name, data_args.eval_split_name, **options)
-        else:
+        elif evaluates:
             rows, rest = hold_out(rows, data_args.validation_split_percentage, usable(plan))
         sources.append((rows, source.weight))
         held_out += [(rest, source.weight)] if rest is not None else []

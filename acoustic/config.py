@@ -64,7 +64,7 @@ class DataArguments:
     eval_split_name: str | None = option(None, "split to evaluate on while training; without one a part is held out")
     audio_column_name: str = option("audio", "column that holds the audio, or its path in a manifest")
     streaming: bool = option(
-        False, "read Hub data sets as a stream, without downloading them first (tars and URLs always are)"
+        False, "read Hub data sets as a stream, without downloading them first (tar shards always are read in place)"
     )
     max_duration_in_seconds: float = option(15.6, "longest window, in seconds (15.6 s: the paper's 250,000 samples)")
     min_duration_in_seconds: float = option(1.0, "recordings shorter than this are skipped, in seconds")

@@ -6,6 +6,8 @@ readers of the rows were when the block began, and the number of the next batch 
 """
 
 import math
+import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -24,19 +26,24 @@ BLOCK_WINDOWS = 4096
 # Rows of a parquet file or a Hub stream hold their audio, still encoded; so much of it is kept at a time.
 BLOCK_BYTES = 256 * 2**20
 
+FIRST_BLOCK = 1 / 16  # of these
+
 # A batch takes windows of the next longer kind, cropped, until it is half full; but none that would lose a quarter.
 MIN_FILL, MAX_CROP = 0.5, 0.25
 
 # By chance a reader's share of a small, damaged data set holds no audio for an epoch; after so many there is none.
 MAX_SILENT_EPOCHS = 20
+# Where an epoch takes long because every row is waited for, as behind a server that is gone, fewer are enough.
+FEWEST_SILENT_EPOCHS, MAX_SILENT_SECONDS = 3, 120
 
 
 class Skipped(NamedTuple):
-    """A recording that could not be used, or not all of it. `fault`: see `Skip`."""
+    """A recording that could not be used, or not all of it, in an epoch of its source. `fault`: see `Skip`."""
 
     name: str
     reason: str
     fault: bool
+    epoch: int = 0
 
 
 class Reader:
@@ -67,13 +74,14 @@ class Reader:
     def windows(self) -> Iterator[Window | None]:
         """What is left of this epoch, None for each row that can't be used; then the reader is at the next epoch."""
         shard, num_shards = (0, 1) if self.by_window else (self.shard, self.num_shards)
-        number = 0
+        number, entered_at = 0, self.position
         for position, row in self.rows.iterate(shard, num_shards, self.seed, self.epoch, self.position):
             self.dealt += number  # of the row before: until the next row begins, a state is of a place within a row
-            taken = self.taken if position == self.position else 0
+            taken, entered_at = (self.taken if position == entered_at else 0), None
             self.position, self.taken, number = position, taken, 0
             mine = not self.by_window or zlib.crc32(row_key(row)) % self.num_shards == self.shard
             self.rows_met += mine and not taken
+            row |= {"epoch": self.epoch, "mine": mine}  # for what is to be said of it later
             try:
                 for number, window in enumerate(self.plan(row, read_header(row["audio"]), self.generator(row)), 1):
                     if number > taken:
@@ -83,7 +91,7 @@ class Reader:
             except Skip as skip:
                 if not taken:
                     self.taken = 1  # told once, also if the stream is left here
-                    self.skipped += [Skipped(row["name"], str(skip), skip.fault)] if mine else []
+                    self.skipped += [Skipped(row["name"], str(skip), skip.fault, self.epoch)] if mine else []
                     yield None
         self.epoch, self.position, self.taken, self.dealt = self.epoch + 1, None, 0, 0
 
@@ -132,8 +140,11 @@ class Blocks:
     def take(self) -> list[Window] | None:
         """At most BLOCK_WINDOWS windows and unusable rows, and BLOCK_BYTES of audio in rows; None at the end."""
         self.iterators = self.iterators or [reader.windows() for reader in self.readers]
-        block, items, held, last_row = [], 0, 0, None
-        while items < BLOCK_WINDOWS and held <= BLOCK_BYTES and sum(self.drawn) < self.max_seconds:
+        block, items, held, rows = [], 0, 0, set()
+        # The first blocks are small, so that training begins at once.
+        share = FIRST_BLOCK * 4 ** min(self.taken, 2) if self.endless else 1.0
+        most, most_bytes = max(int(share * BLOCK_WINDOWS), 1), share * BLOCK_BYTES
+        while items < most and held <= most_bytes and sum(self.drawn) < self.max_seconds:
             which = self.next_source()
             if which is None:
                 break
@@ -146,17 +157,16 @@ class Blocks:
             elif window is not None:
                 block.append(window)
                 self.drawn[which] += window.seconds
-                if window.row is not last_row:
-                    held, last_row = held + len(window.row["audio"].get("bytes") or b""), window.row
+                if id(window.row) not in rows:
+                    rows.add(id(window.row))
+                    held += len(window.row["audio"].get("bytes") or b"")
         self.taken += 1
         return block if items else None
 
     def next_source(self) -> int | None:
-        """The source furthest behind its weight; of those that end, the first that has not ended."""
+        """The source furthest behind its weight, of those that have not ended."""
         open_sources = [index for index, iterator in enumerate(self.iterators) if iterator is not None]
-        if not self.endless:
-            return open_sources[0] if open_sources else None
-        return min(open_sources, key=lambda index: self.drawn[index] / self.weights[index])
+        return min(open_sources, key=lambda index: self.drawn[index] / self.weights[index], default=None)
 
 
 END = object()
@@ -166,7 +176,7 @@ class BatchStream(IterableDataset):
     """Batches of at most `batch_seconds` of audio, for one rank; DataLoader workers divide the rank's share.
 
     Every batch is what `collate(windows, waveforms)` makes, with entries about itself: "audio_seconds", "skipped" (a
-    list of `Skipped`) and "rows" (rows met) since the last batch, "epoch" (epochs read, with fraction) and "state"
+    list of `Skipped`) and "rows" (rows met) since the last batch, "epoch" (epochs read of the first source) and "state"
     (what continues after it). One without "audio_seconds" only reports what was skipped. Training streams never end,
     so no rank starves.
 
@@ -225,7 +235,7 @@ class BatchStream(IterableDataset):
             blocks.load_state_dict(start)
             first, heard = start["batch"], sum(reader.epoch for reader in readers)
         skipped: list[Skipped] = []
-        reason = "there is no window for it"
+        reason, since = "there is no window for it; use fewer workers or processes", time.monotonic()
         state, begin = blocks.state_dict(), readers[0].progress
         while (block := blocks.take()) is not None:
             batches = self.cut(block, self.generator(shard, state["block"], 0))
@@ -233,7 +243,7 @@ class BatchStream(IterableDataset):
             if first:
                 take_report(readers, skipped)  # was told before the stream was left
                 if start["check"] != state["check"]:
-                    raise ShareError(CHANGED)
+                    print(f"warning: {CHANGED}", file=sys.stderr, flush=True)
             step = (readers[0].progress - begin) / max(len(batches), 1)
             for number, windows in enumerate(batches[first:], first + 1):
                 batch = self.make(windows, self.generator(shard, state["block"], number), skipped)
@@ -246,7 +256,11 @@ class BatchStream(IterableDataset):
             if report["skipped"]:
                 reason = ": ".join(report["skipped"][-1][:2])
                 yield {**report, "epoch": begin, "state": {**state, "batch": 0}}
-            if self.train and sum(reader.epoch for reader in readers) - heard >= MAX_SILENT_EPOCHS:
+            silent = sum(reader.epoch for reader in readers) - heard
+            if silent == 0:
+                since = time.monotonic()
+            waited = silent >= FEWEST_SILENT_EPOCHS and time.monotonic() - since > MAX_SILENT_SECONDS
+            if self.train and (silent >= MAX_SILENT_EPOCHS or waited):
                 raise ShareError(
                     f"dataset_name: no usable audio in share {shard + 1} of {num_shards} of {self.description!r} "
                     f"(the last: {reason})"
@@ -290,11 +304,12 @@ class BatchStream(IterableDataset):
             try:
                 waveform = read_window(window.row["audio"], window.start, window.stop, self.rate, self.unlabeled)
             except Skip as skip:
-                fault = skip.fault and (window.alone or not isinstance(skip, Silent))  # pauses are no fault
+                # Pauses are no fault, and a recording that several readers share is one fault.
+                fault = skip.fault and window.row["mine"] and (window.alone or not isinstance(skip, Silent))
                 reason = (
                     f"{skip} (at {window.start / window.rate:.0f} s)" if window.start >= window.rate else str(skip)
                 )
-                skipped.append(Skipped(window.row["name"], reason, fault))
+                skipped.append(Skipped(window.row["name"], reason, fault, window.row["epoch"]))
             else:
                 kept.append(window)
                 waveforms.append(waveform)
@@ -307,8 +322,8 @@ class BatchStream(IterableDataset):
 
 
 CHANGED = (
-    "resume_from_checkpoint: the audio or the lengths of its windows are not what they were when the checkpoint was "
-    "saved; restore them, or give --ignore_data_skip true to begin the audio anew"
+    "the audio is not quite what it was when the checkpoint was saved: a recording went, changed, or could not be "
+    "read then or now; the run goes on from the same place, and a few windows near it are heard twice or not at all"
 )
 
 

@@ -21,6 +21,7 @@ class Options(NamedTuple):
     columns: dict[str, str | None]
     streaming: bool
     indexed: bool
+    other_splits: tuple[str, ...] = ()
 
 
 def choose_path_column(columns: dict, audio_column: str, description: str) -> str:

@@ -43,7 +43,7 @@ def read_window(audio: dict, start: int, stop: int, rate: int, refuse_silence: b
         raise Skip("NaN or infinite samples")
     if refuse_silence and is_silent(waveform):
         raise Silent("silent")
-    return waveform if source_rate == rate else resample(waveform, source_rate, rate)
+    return resample(waveform, source_rate, rate)
 
 
 def preroll(file) -> int:

@@ -58,6 +58,7 @@ class StreamLoader:
             "num_workers": self.num_workers,
             "batch_seconds": self.stream.batch_seconds,
             "seed": self.stream.seed,
+            "window_lengths": list(getattr(self.stream.plan, "lengths", [])),
             "data": [f"{rows.description}: {rows.fingerprint()}, weight {w:g}" for rows, w in self.stream.sources],
         }
 

@@ -19,11 +19,11 @@ class Resampler:
     (475 samples at 44.1 kHz, of which 34 count); here 16 neighbours share the samples that count for any of them.
 
     The kernel grows with the product of the rates over their common divisor: gigabytes at 44,101 Hz. So a ratio that
-    has no small terms is rounded to one that has, less than 0.02 % away.
+    has no small terms is rounded to one that has, at most 0.05 % away.
     """
 
     def __init__(self, from_rate: int, to_rate: int):
-        ratio = Fraction(from_rate, to_rate).limit_denominator(1000)
+        ratio = small_ratio(from_rate, to_rate)
         self.products = []  # (first input sample, their number, (samples, phases) kernel); none where the ratio is 1
         if ratio == 1:
             return
@@ -57,6 +57,12 @@ class Resampler:
         return torch.cat(pieces, dim=1).view(-1)[:length].numpy()
 
 
+def small_ratio(from_rate: int, to_rate: int) -> Fraction:
+    """The ratio of the rates with both terms at most 1,000, or near it."""
+    ratio = Fraction(from_rate, to_rate)
+    return ratio.limit_denominator(max(int(1000 / max(ratio, 1)), 1))
+
+
 @lru_cache(maxsize=64)
 def resampler(from_rate: int, to_rate: int) -> Resampler:
     """Made once for a pair of rates: that costs more than to resample a window."""
@@ -69,5 +75,5 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
         return waveform
     length = math.ceil(len(waveform) * to_rate / from_rate)
     resampled = resampler(from_rate, to_rate)(waveform)[:length]
-    # A rounded ratio can leave a window 0.02 % short, and a batch has one length.
+    # A rounded ratio can leave a window 0.05 % short, and a batch has one length.
     return np.pad(resampled, (0, length - len(resampled)), mode="edge")

@@ -47,8 +47,9 @@ class TarReader:
         try:
             with open_binary(path) as file:
                 file.seek(place)
-                for place, members in samples(file, path):
-                    yield place, self.row(path, file, members)
+                for begin, end, members in samples(file, path):
+                    yield begin, self.row(path, file, members)
+                    place = end
         except (tarfile.TarError, OSError) as error:
             yield place, broken(f"{path} from byte {place}", f"broken shard: {error}")
 
@@ -104,16 +105,16 @@ def begins_sample(member: tarfile.TarInfo, group: list[tarfile.TarInfo]) -> bool
     return is_audio_name(member.name) or not (mine.startswith(its) or its.startswith(mine))
 
 
-def samples(file, path: str) -> Iterator[tuple[int, list]]:
-    """(byte of its first member, members) of each sample; damaged bytes as [what, reason] in the members' place."""
+def samples(file, path: str) -> Iterator[tuple[int, int, list]]:
+    """(first byte, byte behind it, members) of each sample; damaged bytes as [what, reason] in the members' place."""
     group: list[tarfile.TarInfo] = []
     for gap, member in members_of(file, path):
         if group and (gap or member is None or begins_sample(member, group)):
-            yield group[0].offset, group
+            yield group[0].offset, end_of(group[-1]), group
             group = []
         if gap:
             begin, stop, reason = gap
-            yield begin, [f"bytes {begin} to {stop}", reason]
+            yield begin, stop, [f"bytes {begin} to {stop}", reason]
         if member is not None:
             group.append(member)
 
@@ -125,7 +126,7 @@ def members_of(file, path: str) -> Iterator[tuple[tuple[int, int, str] | None, t
         raise tarfile.ReadError("empty file")
     for member in intact_members(file, size):
         gap = (expected, member.offset, "broken tar member") if member.offset > expected else None
-        expected = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        expected = end_of(member)
         if member.offset_data + member.size > size:
             yield (member.offset, size, f"truncated tar: {member.name} is cut off"), None
             return
@@ -148,6 +149,10 @@ def intact_members(file, size: int) -> Iterator[tarfile.TarInfo]:
                 return
         except tarfile.ReadError:
             continue  # a long name without the member that it is for; the file is just behind
+
+
+def end_of(member: tarfile.TarInfo) -> int:
+    return member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def size_of(file) -> int:
@@ -215,7 +220,7 @@ def read_items(source, columns: list[str], start: int) -> Iterator[tuple[int, di
         if number + rows <= start:
             number += rows
             continue
-        for batch in table.iter_batches(batch_size=16, row_groups=[group], columns=columns):
+        for batch in table.iter_batches(batch_size=1, row_groups=[group], columns=columns):
             if number + batch.num_rows > start:
                 for index in range(max(start - number, 0), batch.num_rows):
                     yield number + index, {name: batch[name][index].as_py() for name in columns}

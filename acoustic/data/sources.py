@@ -14,11 +14,11 @@ from urllib.parse import unquote
 
 import datasets
 
-from acoustic.console import UserError
+from acoustic.console import UserError, say
 from acoustic.data.columns import DatasetRow, Options, check_columns, choose_path_column
 from acoustic.data.headers import AUDIO_SUFFIXES, is_audio_name
 from acoustic.data.manifests import MANIFEST_SUFFIXES, open_manifest
-from acoustic.data.remote import is_remote, list_files
+from acoustic.data.remote import RemoteFile, is_remote, list_files
 from acoustic.data.rows import IndexedRows, PackedList, Rows, ShardedRows, StreamedRows
 from acoustic.data.shards import ParquetReader, TarReader, find_readable, read_features, shard_kind
 
@@ -33,6 +33,7 @@ def open_rows(
     label_column: str | None = None,
     streaming: bool = False,
     indexed: bool = False,
+    other_splits: tuple[str, ...] = (),
 ) -> Rows:
     """Open a folder, a glob, a manifest, tar or parquet shards, a URL of these, a saved data set or a Hub id.
 
@@ -42,12 +43,13 @@ def open_rows(
     Args:
         streaming: read a Hub data set as a stream, without downloading it first.
         indexed: rows must be looked up by number, so parquet with embedded audio is first converted by `datasets`.
+        other_splits: where "train" is all of a folder, what belongs to these is left out of it.
 
     Raises:
         UserError: nothing is there, nothing in it is audio, or a column is missing.
     """
     columns = {"text": text_column, "label": label_column}
-    options = Options(dataset_config_name, audio_column, columns, streaming, indexed)
+    options = Options(dataset_config_name, audio_column, columns, streaming, indexed, other_splits)
     path = Path(os.path.expanduser(dataset_name))
     is_pattern = has_pattern(dataset_name) and not path.exists()
     if is_remote(dataset_name):
@@ -108,8 +110,13 @@ def open_url(url: str, split: str, options: Options) -> Rows:
             # A range needs no listing, which many web servers don't give.
             names = expand_braces(url)
             listed = [file for name in names for file in (list_files(name) if not is_shard(name) else [name])]
-            return open_files(in_split(listed, url, split), url, options)
+            files = of_split(listed, url, split, options.other_splits)
+            if not files and split != "train":
+                raise UserError(f"dataset_name: {url!r} has no split {split!r}: no file in a folder {split}/")
+            return open_files(files, url, options)
         if is_shard(url):
+            with RemoteFile(url) as file:
+                file.read(1)  # a server that can't be reached is told now
             return open_shards([url], url, options)
         return from_files([url], url, url) if is_audio_name(name) else open_manifest(url, options)
     except OSError as error:
@@ -120,12 +127,20 @@ def is_shard(name: str) -> bool:
     return not glob.has_magic(name) and shard_kind(name) is not None
 
 
-def in_split(files: list[str], root: str, split: str) -> list[str]:
-    """The files in a subfolder named like the split; where there is none, "train" is all of them."""
-    inside = [file for file in files if file.startswith(f"{root.rstrip('/')}/{split}/")]
-    if not inside and split != "train":
-        raise UserError(f"dataset_name: {root!r} has no split {split!r}: no file in a folder {split}/")
-    return inside or files
+def of_split(files: list[str], root: str, split: str, other_splits: tuple[str, ...]) -> list[str]:
+    """The files of a split: in its subfolder, or shards named like it (the Hub's `train-00000-of-00004.parquet`).
+
+    Where there are none, "train" is all but the files of the other splits that are in use.
+    """
+
+    def belongs(file: str, name: str) -> bool:
+        inside = file[len(root.rstrip("/")) + 1 :].startswith(f"{name}/")
+        return inside or (is_shard(file) and re.match(rf"{re.escape(name)}[-_.]", file.rpartition("/")[2]) is not None)
+
+    mine = [file for file in files if belongs(file, split)]
+    if mine or split != "train":
+        return mine
+    return [file for file in files if not any(belongs(file, other) for other in other_splits)]
 
 
 def open_files(files: list[str], description: str, options: Options) -> Rows:
@@ -138,7 +153,8 @@ def open_files(files: list[str], description: str, options: Options) -> Rows:
         shards = [file for file in files if shard_kind(file) == kind]
         if shards:
             return open_shards(shards, description, options)
-    raise UserError(f"dataset_name: no audio file matches {description!r}")
+    hint = '; several data sets are a list in YAML, or JSON: \'["one/", "other/"]\'' if "," in description else ""
+    raise UserError(f"dataset_name: no audio file matches {description!r}{hint}")
 
 
 def open_shards(files: list[str], description: str, options: Options) -> Rows:
@@ -179,42 +195,45 @@ def open_folder(path: Path, split: str, options: Options) -> Rows:
     for suffix in MANIFEST_SUFFIXES:
         if (path / f"{split}{suffix}").is_file():
             return open_file(path / f"{split}{suffix}", options)
-    if split != "train" and not named_like(find_audio(path)[1], split):
-        raise UserError(
-            f"dataset_name: {str(path)!r} has no split {split!r} (neither a subfolder nor a manifest); it has: "
-            f"{contents(path)}"
-        )
     return open_subfolder(path, options, split)
 
 
-def named_like(shards: list[str], split: str) -> list[str]:
-    """The shards whose names begin with the split's, as the Hub's do (`train-00000-of-00004.parquet`)."""
-    return [shard for shard in shards if re.match(rf"{re.escape(split)}[-_.]", shard.rpartition("/")[2])]
-
-
-def open_subfolder(path: Path, options: Options, split: str = "train") -> Rows:
-    """A folder of audio: described by its metadata file where it has one, else by its subfolders' names."""
+def open_subfolder(path: Path, options: Options, split: str | None = None) -> Rows:
+    """A folder of audio, or a split's part of it: described by its metadata file, else by its subfolders' names."""
     for suffix in MANIFEST_SUFFIXES:
-        if (path / f"metadata{suffix}").is_file():
+        if (path / f"metadata{suffix}").is_file() and split in (None, "train"):
             return open_file(path / f"metadata{suffix}", options)
     if not os.access(path, os.R_OK | os.X_OK):
         raise UserError(f"dataset_name: no permission to read the folder {str(path)!r}")
     files, shards, others = find_audio(path)
+    if split is not None:
+        files, shards = (of_split(found, str(path), split, options.other_splits) for found in (files, shards))
+    if split not in (None, "train") and not files and not shards:
+        raise UserError(
+            f"dataset_name: {str(path)!r} has no split {split!r} (neither a subfolder nor a manifest); it has: "
+            f"{contents(path)}"
+        )
     if files:
-        for wanted, column in options.columns.items():
-            # Without a column, folder-per-class gives the label; a text can't come from there.
-            if column is not None and (wanted == "text" or column != "label"):
-                raise UserError(
-                    f"{wanted}_column_name: {str(path)!r} is a plain folder, without a column {column!r}; add a "
-                    f"metadata.csv with the columns file_name and {column}"
-                )
+        refuse_columns(path, options.columns)
+        if shards:
+            say(f"note: {len(shards)} tar or parquet files in {path} are left out, as there is audio beside them")
         return from_files(files, str(path), str(path))
     if shards:
-        return open_files(named_like(shards, split) or shards, f"{path} [{split}]", options)
+        return open_files(shards, f"{path} [{split}]" if split else str(path), options)
     if others[".arrow"]:
         return open_hub(str(path), "train", options)
     found = ", ".join(f"{count} {suffix or '(no suffix)'}" for suffix, count in others.most_common(5)) or "nothing"
     raise UserError(f"dataset_name: no audio in {str(path)!r} (found {found}; read are {' '.join(AUDIO_SUFFIXES)})")
+
+
+def refuse_columns(path: Path, columns: dict[str, str | None]) -> None:
+    """Of a plain folder: folder-per-class gives the label; a text, or another label, can't come from there."""
+    for wanted, column in columns.items():
+        if column is not None and (wanted == "text" or column != "label"):
+            raise UserError(
+                f"{wanted}_column_name: {str(path)!r} is a plain folder, without a column {column!r}; add a "
+                f"metadata.csv with the columns file_name and {column}"
+            )
 
 
 def find_audio(path: Path) -> tuple[list[str], list[str], Counter]:
@@ -263,7 +282,9 @@ def open_file(path: Path, options: Options) -> Rows:
     if shard_kind(path.name):
         return open_shards([str(path)], str(path), options)
     if path.suffix not in MANIFEST_SUFFIXES:
-        raise UserError(f"dataset_name: {str(path)!r} is neither audio nor a manifest ({' '.join(MANIFEST_SUFFIXES)})")
+        hint = "; unpack it first" if path.suffix in (".gz", ".tgz", ".zip", ".bz2", ".xz", ".zst") else ""
+        kinds = " ".join((*MANIFEST_SUFFIXES, ".tar"))
+        raise UserError(f"dataset_name: {str(path)!r} is neither audio nor a manifest ({kinds}){hint}")
     return open_manifest(str(path), options)
 
 

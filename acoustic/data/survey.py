@@ -93,7 +93,7 @@ def survey_rows(rows: IndexedRows, plan: Plan, unlabeled: bool, count_all: bool,
                 read_window(window.row["audio"], window.start, window.stop, window.rate, refuse_silence)
             result.windows, result.seconds = result.windows + windows, result.seconds + seconds
         except Skip as skip:
-            skipped = [(row["name"], str(skip), skip.fault)]
+            skipped = [(row["name"], str(skip), skip.fault, 0)]
         result.tally.add(skipped, rows=1)
     if result.windows == 0:
         reasons = most_common(result.tally.reasons) or "it is empty"

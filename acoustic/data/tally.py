@@ -13,7 +13,7 @@ MAX_LISTED = 1000
 
 @dataclass
 class Tally:
-    """Recordings that could not be used, or not all of it. Bounded, whatever happens.
+    """Recordings that could not be used, or not all of it: all are counted, the first MAX_LISTED listed.
 
     `rows` and `faults` are counted once per recording and epoch, to be compared; `names` holds each recording once:
     a hash of its name, and the kind of its reason.
@@ -25,18 +25,15 @@ class Tally:
     names: dict[bytes, str] = field(default_factory=dict)
     listed: dict[str, str] = field(default_factory=dict)
     reasons: Counter = field(default_factory=Counter)
-    faulty: dict[int, set[bytes]] = field(default_factory=dict)
+    faulty: dict[bytes, int] = field(default_factory=dict)  # -> the last epoch in which it was a fault
 
-    def add(self, skipped: list, rows: int = 0, epoch: int = 0) -> None:
-        """`skipped`: (name, reason, fault) of each; see `batches.Skipped`."""
+    def add(self, skipped: list, rows: int = 0) -> None:
+        """`skipped`: (name, reason, fault, epoch) of each; see `batches.Skipped`."""
         self.rows += rows
-        # Workers are an epoch apart at most.
-        self.faulty = {number: names for number, names in self.faulty.items() if number >= epoch - 1}
-        faulty = self.faulty.setdefault(epoch, set())
-        for name, reason, fault in skipped:
+        for name, reason, fault, epoch in skipped:
             kind = sys.intern(reason_kind(reason))
-            if fault and digest(name) not in faulty:  # one fault, however many of its windows fail
-                faulty.add(digest(name))
+            if fault and self.faulty.get(digest(name), -1) < epoch:  # one fault, however many of its windows fail
+                self.faulty[digest(name)] = epoch
                 self.faults += 1
                 self.fault_reasons[kind] += 1
             if digest(name) not in self.names:
@@ -55,14 +52,15 @@ class Tally:
         self.listed = dict(list({**self.listed, **other.listed, **self.listed}.items())[:MAX_LISTED])
 
     def state_dict(self) -> dict:
-        """A JSON value that a checkpoint keeps. Of more than MAX_LISTED recordings the names are not kept."""
+        """A JSON value that a checkpoint keeps."""
         counters = {"fault_reasons": dict(self.fault_reasons), "reasons": dict(self.reasons)}
-        return {"rows": self.rows, "faults": self.faults, "listed": self.listed, **counters}
+        names = {name.hex(): kind for name, kind in self.names.items()}
+        return {"rows": self.rows, "faults": self.faults, "listed": self.listed, "names": names, **counters}
 
     def load_state_dict(self, state: dict) -> None:
         self.rows, self.faults, self.listed = state["rows"], state["faults"], dict(state["listed"])
         self.fault_reasons, self.reasons = Counter(state["fault_reasons"]), Counter(state["reasons"])
-        self.names = {digest(name): reason_kind(reason) for name, reason in self.listed.items()}
+        self.names = {bytes.fromhex(name): sys.intern(kind) for name, kind in state["names"].items()}
 
     def report(self) -> dict:
         return {

@@ -1,6 +1,7 @@
 """Recordings to windows: (row, start, stop) in the recording's own frames. Each task says which windows it wants."""
 
 import math
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,11 @@ class Window:
     rate: int
     seconds: float
     alone: bool = True
+
+    @property
+    def hash(self) -> int:
+        """32 bits of its recording's name and its place there."""
+        return zlib.crc32(f"{self.start} {self.row['name']}".encode("utf-8", "surrogateescape"))
 
     def crop(self, seconds: float, generator: np.random.Generator | None) -> "Window":
         """A part of `seconds`, at a random place; at the start without a generator."""
@@ -66,7 +72,17 @@ def cover(min_seconds: float, max_seconds: float) -> Plan:
         refuse_short(header, min_seconds)
         return lay_out(row, header, lengths, generator)
 
+    plan.lengths = lengths
     return plan
+
+
+def thin(plan: Plan, most: int) -> Plan:
+    """Of a plan's windows those whose hash is at most `most`: the same share of every recording, every time."""
+
+    def thinned(row: dict, header: Header, generator: np.random.Generator | None) -> Iterator[Window]:
+        return (window for window in plan(row, header, generator) if window.hash <= most)
+
+    return thinned
 
 
 def lay_out(row: dict, header: Header, lengths: tuple[float, ...], generator) -> Iterator[Window]:

@@ -90,8 +90,8 @@ def write_common(trainer, notes, results, tallies, wall_seconds: float) -> None:
 
 def collect_tallies(trainer, survey) -> dict:
     """By split, what the headers ruled out and what failed while decoding, over all processes."""
-    total = {"train": survey.tally} if survey else {}
-    for tallies in trainer.gather([dict(trainer.tallies)]):
+    total = {}
+    for tallies in [{"train": survey.tally} if survey else {}, *trainer.gather([dict(trainer.tallies)])]:
         for split, tally in tallies.items():
             total.setdefault(split, type(tally)()).merge(tally)
     skipped = sum(len(tally.names) for tally in total.values())

@@ -9,15 +9,16 @@ import warnings
 from pathlib import Path
 
 import datasets
+import numpy as np
 import transformers
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from acoustic.console import UserError, is_main_process, say
 from acoustic.data.batches import BatchStream
 from acoustic.data.headers import Skip, read_header
-from acoustic.data.holdout import unit_hash
 from acoustic.data.rows import IndexedRows
-from acoustic.data.survey import Survey
+from acoustic.data.survey import SAMPLE, Survey
+from acoustic.data.windows import thin
 
 CPU_BATCH_SECONDS, GPU_BATCH_SECONDS = 20.0, 87.5
 
@@ -121,30 +122,30 @@ def without_evaluation(args):
     return args
 
 
-def limit_seconds(sources: list, plan, max_seconds: float) -> tuple[list, float]:
-    """(the sources with so many recordings as make `max_seconds` together, the most that is read of them).
+def limit_seconds(sources: list, plan, max_seconds: float):
+    """The plan for so much of the sources, a part of every recording; as it is where they are streams.
 
-    Of a stream it isn't known which recordings these are, so it is read until it is enough.
+    Raises:
+        UserError: none of the recordings can be used.
     """
-    total = sum(weight for _, weight in sources)
     if not all(isinstance(rows, IndexedRows) for rows, _ in sources):
-        return sources, max_seconds
-    return [(limit_rows(rows, plan, max_seconds * weight / total), weight) for rows, weight in sources], math.inf
-
-
-def limit_rows(rows: IndexedRows, plan, max_seconds: float) -> IndexedRows:
-    """The first recordings, by the hash of their names, that together make `max_seconds`."""
-    order = sorted(range(len(rows)), key=lambda index: unit_hash(rows[index]["name"]))
-    total, kept = 0.0, []
-    for index in order:
-        if total >= max_seconds:
-            break
-        kept.append(index)  # one that can't be used as well: the evaluation skips it and the report names it
-        with contextlib.suppress(Skip):
-            total += sum(window.seconds for window in plan(rows[index], read_header(rows[index]["audio"]), None))
-    if not total:
-        raise UserError(f"eval_split_name: nothing in {rows.description!r} can be used to evaluate")
-    return rows.take(kept)
+        return plan
+    windows, share = [], 1.0
+    for rows, _ in sources:
+        indices = np.arange(len(rows))
+        if len(rows) > SAMPLE:
+            indices = np.random.default_rng(0).choice(len(rows), SAMPLE, replace=False)
+        share = min(share, len(indices) / len(rows))
+        for index in indices:
+            row = rows[int(index)]
+            with contextlib.suppress(Skip):
+                windows += [(window.hash, window.seconds) for window in plan(row, read_header(row["audio"]), None)]
+    if not windows:
+        description = ", ".join(rows.description for rows, _ in sources)
+        raise UserError(f"eval_split_name: nothing in {description!r} can be used to evaluate")
+    windows.sort()
+    enough = np.searchsorted(np.cumsum([seconds for _, seconds in windows]), max_seconds * share)
+    return plan if enough >= len(windows) else thin(plan, windows[enough][0])
 
 
 def choose_best(args, task):

@@ -55,6 +55,7 @@ class AcousticTrainer(Trainer):
         if self.stream_state is not None:
             loader.load_state_dict(self.stream_state["place"])
             self.tallies["train"].load_state_dict(self.stream_state["tally"])
+            self.audio_seconds = self.stream_state["audio_seconds"]
         self.train_loader = loader
         return loader
 
@@ -72,13 +73,17 @@ class AcousticTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """What each process saves of its own in a checkpoint: its random states, and its place in the audio."""
         super()._save_rng_state(output_dir)
-        place = {"place": self.train_loader.state_dict(), "tally": self.tallies["train"].state_dict()}
-        save_stream_state(output_dir, self.args.process_index, place)
+        state = {
+            "place": self.train_loader.state_dict(),
+            "tally": self.tallies["train"].state_dict(),
+            "audio_seconds": self.audio_seconds,  # heard since the last log
+        }
+        save_stream_state(output_dir, self.args.process_index, state)
 
     def take_report(self, batch: dict, split: str = "train") -> float | None:
         """Remove what a batch says about itself. Returns its seconds of audio, None for a batch that only reports."""
         epoch = batch.pop("epoch")
-        self.tallies[split].add(batch.pop("skipped"), batch.pop("rows"), int(epoch))
+        self.tallies[split].add(batch.pop("skipped"), batch.pop("rows"))
         if split == "train":
             self.stream_epoch = epoch
         return batch.pop("audio_seconds", None)

@@ -152,7 +152,7 @@ def test_resuming_decodes_nothing_that_was_consumed(make_loader, source, monkeyp
         resumed.load_state_dict(json.loads(states[position]))
         batch = next(iter(resumed))
         assert len(decoded) == len(batch["input_values"]) + len(
-            [reason for _, reason, _ in batch["skipped"] if reason.startswith(("NaN", "decoding"))]
+            [reason for _, reason, *_ in batch["skipped"] if reason.startswith(("NaN", "decoding"))]
         )
 
 
@@ -160,7 +160,8 @@ def test_resuming_decodes_nothing_that_was_consumed(make_loader, source, monkeyp
 def test_a_state_is_small(make_loader, source):
     states, _ = states_and_batches(make_loader(source, workers=2), 12)
     shared = len(json.dumps(make_loader(source, workers=2).identity()))
-    assert (len(states[-1]) - shared) / 2 < 700  # bytes a worker
+    # Bytes a worker; `datasets` says of its own place what it needs to.
+    assert (len(states[-1]) - shared) / 2 < (1_100 if source == "streamed" else 600)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_another_division_of_the_audio_is_refused(make_loader, changes, word):
         loader.load_state_dict(json.loads(states[-1]))
 
 
-def test_a_place_in_other_audio_is_refused(audio_file, tmp_path):
+def test_a_place_in_other_audio_is_refused_or_warned_of(audio_file, tmp_path, capsys):
     """A recording was replaced by a longer one since: the block would be another."""
 
     def loader(plan=None) -> StreamLoader:
@@ -195,15 +196,13 @@ def test_a_place_in_other_audio_is_refused(audio_file, tmp_path):
     for number in range(12):
         audio_file(tmp_path / f"{number}.wav", 0.8, seed=number)
     states, _ = states_and_batches(loader(), 3)
-    resumed = loader(cover(0.2, 0.7))
-    resumed.load_state_dict(json.loads(states[1]))
-    with pytest.raises(UserError, match="not what they were"):
-        next(iter(resumed))
+    with pytest.raises(UserError, match="saved with window_lengths .* 1.0, now it is .* 0.7"):
+        loader(cover(0.2, 0.7)).load_state_dict(json.loads(states[1]))
     audio_file(tmp_path / "5.wav", 1.9)
     resumed = loader()
     resumed.load_state_dict(json.loads(states[1]))
-    with pytest.raises(UserError, match="not what they were"):
-        next(iter(resumed))
+    assert next(iter(resumed))["audio_seconds"] > 0
+    assert "warning: the audio is not quite what it was" in capsys.readouterr().err
     audio_file(tmp_path / "new.wav", 1.9)
     with pytest.raises(UserError, match="12 of 12 recordings.*13 of 13 recordings"):
         loader().load_state_dict(json.loads(states[1]))
@@ -222,6 +221,6 @@ def test_the_state_is_of_what_was_handed_out_not_of_what_the_workers_prepared(ma
 
 
 def test_batches_are_tensors_as_the_collate_made_them(make_loader):
-    (batch,) = itertools.islice(make_loader("folder"), 1)
+    batch = next(batch for batch in make_loader("folder") if "input_values" in batch)
     assert isinstance(batch["input_values"], torch.Tensor) and batch["input_values"].dtype == torch.float32
     assert "state" not in batch and io.BytesIO(batch["input_values"].numpy().tobytes()).getbuffer().nbytes

@@ -16,11 +16,13 @@ import soundfile
 
 import tests.data.http_server as web
 from acoustic.console import UserError
-from acoustic.data import remote
+from acoustic.data import remote, shards
+from acoustic.data.batches import Reader
 from acoustic.data.decode import read_window
 from acoustic.data.headers import Skip, read_header
 from acoustic.data.rows import ShardedRows
 from acoustic.data.sources import open_rows
+from acoustic.data.windows import cover
 
 http_server = web.http_server
 RATE = 16_000
@@ -475,3 +477,25 @@ def test_parquet_through_http(http_server, parquet):
     assert list(readable(rows)) == NAMES[:8]
     ((name, reason),) = faults(rows).items()
     assert "2.parquet" in name and "503" in reason
+
+
+def test_a_tar_that_fails_midway_is_reported(tmp_path, audio_file, monkeypatch):
+    """What was read stands; the rest is a fault with a reason, and not silently gone."""
+    path = audio_file(tmp_path / "clip.wav", 0.5)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(10):
+            tar.add(path, f"{number}.wav")
+    real = shards.samples
+
+    def failing(file, name):
+        for number, sample in enumerate(real(file, name)):
+            if number == 4:
+                raise OSError("503 Service Unavailable, after 5 attempts")
+            yield sample
+
+    monkeypatch.setattr(shards, "samples", failing)
+    reader = Reader(open_rows(str(tmp_path / "a.tar")), cover(0.1, 1.0), 0, 1, 0)
+    assert len([window for window in reader.windows() if window is not None]) == 4
+    assert reader.rows_met == 5
+    (skipped,) = reader.skipped
+    assert "broken shard: 503 Service Unavailable" in skipped.reason and skipped.fault

@@ -528,3 +528,31 @@ def test_m4a_and_webm_in_a_folder_are_read(tmp_path, tone, audio_file):
             assert header.seconds == pytest.approx(2, abs=0.05) and header.channels == 1
             window = read_window(row["audio"], header.rate // 2, header.rate, 16_000)
             assert len(window) == 8_000 and 0.1 < window.std() < 0.4
+
+
+def test_train_without_a_folder_of_its_own_leaves_the_other_splits_out(audio_folder):
+    """Else the test set would be trained on."""
+    folder = str(audio_folder(["dog/a.wav", "cat/b.wav", "test/dog/c.wav", "test/cat/d.wav"], seconds=0.2))
+    names = [row["name"] for _, row in open_rows(folder, other_splits=("test",)).iterate(0, 1, None, 0)]
+    assert sorted(names) == ["cat/b.wav", "dog/a.wav"]
+    assert len(open_rows(folder)) == 4
+    tested = [row["name"] for _, row in open_rows(folder, "test").iterate(0, 1, None, 0)]
+    assert sorted(tested) == ["cat/d.wav", "dog/c.wav"]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_shards_of_the_other_splits_are_left_out(tmp_path, audio_file, scheme):
+    clip = audio_file(tmp_path / "clip.wav", 0.2)
+    (tmp_path / "shards").mkdir()
+    for name in ("training-0", "validation-0", "test-00000-of-00001"):
+        with tarfile.open(tmp_path / "shards" / f"{name}.tar", "w") as tar:
+            tar.add(clip, f"{name}.wav")
+
+    def names(split: str, *others: str) -> list[str]:
+        rows = open_rows(f"{scheme}{tmp_path}/shards", split, other_splits=others)
+        return sorted(row["name"] for _, row in rows.iterate(0, 1, None, 0))
+
+    assert names("train", "validation", "test") == ["training-0.wav"]
+    assert names("validation") == ["validation-0.wav"] and names("test") == ["test-00000-of-00001.wav"]
+    with pytest.raises(UserError, match="has no split 'dev'"):
+        names("dev")

@@ -12,8 +12,8 @@ from acoustic.data.tally import MAX_LISTED, Tally, reason_kind, refuse_too_many
 def test_a_recording_is_one_fault_an_epoch_and_listed_once():
     tally = Tally()
     for epoch in range(3):
-        tally.add([("a.wav", "silent (at 3 s)", True), ("a.wav", "silent (at 9 s)", True)], rows=10, epoch=epoch)
-        tally.add([("a.wav", "silent (at 12 s)", True), ("b.wav", "0.1 s is shorter than x=1", False)], epoch=epoch)
+        tally.add([("a.wav", "silent (at 3 s)", True, epoch), ("a.wav", "silent (at 9 s)", True, epoch)], rows=10)
+        tally.add([("a.wav", "silent (at 12 s)", True, epoch), ("b.wav", "0.1 s is shorter than x=1", False, epoch)])
     assert (tally.rows, tally.faults) == (30, 3)
     assert tally.report() == {
         "skipped": 2,
@@ -24,7 +24,7 @@ def test_a_recording_is_one_fault_an_epoch_and_listed_once():
 
 def test_the_list_is_bounded_and_the_count_is_not():
     tally = Tally()
-    tally.add([(f"{n}.wav", "empty file", True) for n in range(MAX_LISTED + 50)], rows=5_000)
+    tally.add([(f"{n}.wav", "empty file", True, 0) for n in range(MAX_LISTED + 50)], rows=5_000)
     report = tally.report()
     assert report["skipped"] == MAX_LISTED + 50 == report["skipped_by_reason"]["empty file"]
     assert len(report["skipped_recordings"]) == MAX_LISTED
@@ -32,8 +32,8 @@ def test_the_list_is_bounded_and_the_count_is_not():
 
 def test_two_processes_that_met_the_same_recording_count_it_once():
     first, second = Tally(), Tally()
-    first.add([("a.wav", "empty file", True), ("b.wav", "silent", True)], rows=3)
-    second.add([("b.wav", "silent", True), ("c\udcff.wav", "silent", True)], rows=4)
+    first.add([("a.wav", "empty file", True, 0), ("b.wav", "silent", True, 0)], rows=3)
+    second.add([("b.wav", "silent", True, 0), ("c\udcff.wav", "silent", True, 0)], rows=4)
     first.merge(second)
     assert first.report()["skipped_by_reason"] == {"empty file": 1, "silent": 2}
     assert (first.rows, first.faults) == (7, 4)
@@ -41,10 +41,10 @@ def test_two_processes_that_met_the_same_recording_count_it_once():
 
 def test_it_survives_a_checkpoint():
     tally = Tally()
-    tally.add([("a.wav", "empty file", True), ("c\udcff.wav", "silent", True)], rows=3)
+    tally.add([("a.wav", "empty file", True, 0), ("c\udcff.wav", "silent", True, 0)], rows=3)
     restored = Tally()
     restored.load_state_dict(json.loads(json.dumps(tally.state_dict())))
-    restored.add([("a.wav", "empty file", True)], rows=1, epoch=1)
+    restored.add([("a.wav", "empty file", True, 1)], rows=1)
     assert restored.report() == tally.report() and (restored.rows, restored.faults) == (4, 3)
 
 

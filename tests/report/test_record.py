@@ -76,9 +76,9 @@ def test_the_data_report_is_bounded(tmp_path):
     """A million unreadable files must not make a file of 100 MB; the counts stay whole."""
     tally, others = Tally(), Tally()
     for index in range(5000):
-        tally.add([(f"{index:05d}.wav", f"{index / 100} s is shorter than 1", False)], rows=1)
-    others.add([(f"x{index}.wav", "empty file", True) for index in range(3)], rows=3)
-    others.add([("00007.wav", "0.07 s is shorter than 1", False)], rows=1)  # met by another process as well
+        tally.add([(f"{index:05d}.wav", f"{index / 100} s is shorter than 1", False, 0)], rows=1)
+    others.add([(f"x{index}.wav", "empty file", True, 0) for index in range(3)], rows=3)
+    others.add([("00007.wav", "0.07 s is shorter than 1", False, 0)], rows=1)  # met by another process as well
     tally.merge(others)
     splits = {"train": tally.report(), "eval": others.report()}
     write_data_report(str(tmp_path), "sounds", 1.23456, splits)
@@ -95,7 +95,7 @@ def test_the_data_report_is_bounded(tmp_path):
 
 def test_reasons_of_every_kind_are_bounded_too(tmp_path):
     tally = Tally()
-    tally.add([(f"{index}.wav", f"class {chr(200 + index)!r}", True) for index in range(200)], rows=200)
+    tally.add([(f"{index}.wav", f"class {chr(200 + index)!r}", True, 0) for index in range(200)], rows=200)
     write_data_report(str(tmp_path), "sounds", 0, {"train": tally.report()})
     train = read_json(tmp_path / "data_report.json")["splits"]["train"]
     assert train["skipped"] == 200 and len(train["skipped_by_reason"]) == 50
@@ -105,7 +105,8 @@ def test_faults_are_counted_per_recording_and_settings_not_at_all():
     """What max_skipped_fraction compares: a recording with two bad windows is one, a short one is no fault."""
     tally = Tally()
     tally.add(
-        [("a", "silent", True), ("a", "silent (at 15 s)", True), ("b", "0.5 s is shorter than 1", False)], rows=3
+        [("a", "silent", True, 0), ("a", "silent (at 15 s)", True, 0), ("b", "0.5 s is shorter than 1", False, 0)],
+        rows=3,
     )
     assert (tally.rows, tally.faults, len(tally.names)) == (3, 1, 2)
     assert tally.fault_reasons["silent"] >= 1 and tally.fault_reasons["shorter than #"] == 0
