@@ -176,7 +176,7 @@ class BatchStream(IterableDataset):
     """Batches of at most `batch_seconds` of audio, for one rank; DataLoader workers divide the rank's share.
 
     Every batch is what `collate(windows, waveforms)` makes, with entries about itself: "audio_seconds", "skipped" (a
-    list of `Skipped`) and "rows" (rows met) since the last batch, "epoch" (epochs read of the first source) and "state"
+    list of `Skipped`) and "rows" (rows met) since the last batch, "epoch" (how many of the first source) and "state"
     (what continues after it). One without "audio_seconds" only reports what was skipped. Training streams never end,
     so no rank starves.
 
