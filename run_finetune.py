@@ -13,7 +13,6 @@ from acoustic.console import one_line_errors, say
 from acoustic.data.collate import PadToLongest
 from acoustic.data.holdout import hold_out
 from acoustic.data.sources import open_rows
-from acoustic.data.survey import survey
 from acoustic.report import report_finetuning
 from acoustic.tasks import TASKS
 from acoustic.training import setup
@@ -42,7 +41,8 @@ def main(argv: list[str] | None = None) -> dict:
 
     frames = setup.frame_counter(model, feature_extractor.sampling_rate)
     train_plan, eval_plan = task.plan(data_args, frames, train=True), task.plan(data_args, frames, train=False)
-    found = survey(
+    found = setup.survey_once(
+        args,
         [(rows, 1.0)],
         train_plan,
         max_skipped_fraction=data_args.max_skipped_fraction,

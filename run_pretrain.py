@@ -13,7 +13,6 @@ from acoustic.console import one_line_errors, say
 from acoustic.data.collate import Rectangle
 from acoustic.data.holdout import hold_out
 from acoustic.data.sources import open_rows
-from acoustic.data.survey import survey
 from acoustic.data.windows import cover, usable
 from acoustic.models import build_for_pretraining
 from acoustic.report import report_pretraining
@@ -30,7 +29,8 @@ def main(argv: list[str] | None = None) -> dict:
 
     plan = cover(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
     sources, held_out = open_unlabeled(data_args, plan, evaluates=args.eval_strategy != "no")
-    found = survey(
+    found = setup.survey_once(
+        args,
         sources,
         plan,
         unlabeled=True,

@@ -11,13 +11,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 import transformers
+from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from acoustic.console import UserError, is_main_process, say
 from acoustic.data.batches import BatchStream
 from acoustic.data.headers import Skip, read_header
 from acoustic.data.rows import IndexedRows
-from acoustic.data.survey import SAMPLE, Survey
+from acoustic.data.survey import SAMPLE, Survey, survey
 from acoustic.data.windows import thin
 
 CPU_BATCH_SECONDS, GPU_BATCH_SECONDS = 20.0, 87.5
@@ -43,6 +44,22 @@ def start(args) -> float:
     except OSError as error:
         raise UserError(f"output_dir: can't make {args.output_dir!r}: {error.strerror}") from None
     return time.perf_counter()
+
+
+def survey_once(args, sources: list, plan, **options) -> Survey | None:
+    """`survey` on the first process, for all: a server that one of them can't reach must not make them disagree."""
+    if args.world_size == 1:
+        return survey(sources, plan, **options)
+    told: list = [None, None]
+    if args.process_index == 0:
+        try:
+            told[0] = survey(sources, plan, **options)
+        except UserError as error:
+            told[1] = str(error)
+    found, mistake = broadcast_object_list(told)
+    if mistake is not None:
+        raise UserError(mistake)
+    return found
 
 
 def choose_batch_seconds(data_args, args) -> float:

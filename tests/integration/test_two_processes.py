@@ -206,3 +206,25 @@ def test_every_clip_is_scored_exactly_once(launched, split, count):
     first, second = runs("finetune")
     assert first["results"][f"{split}_accuracy"] == second["results"][f"{split}_accuracy"]
     assert first["results"][f"{split}_loss"] == second["results"][f"{split}_loss"]
+
+
+def test_a_mistake_ends_both_processes_with_one_line(tmp_path, tiny_config):
+    """The first looks at the audio for both; the second must not wait for it."""
+    for index in range(3):
+        (tmp_path / "audio").mkdir(exist_ok=True)
+        (tmp_path / "audio" / f"{index}.wav").write_text("no audio")
+    argv = words(
+        dataset_name=tmp_path / "audio", output_dir=tmp_path / "out", config_overrides=json.dumps(tiny_config)
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*torchrun, ROOT / "run_pretrain.py", *argv, "--max_steps", "1", "--validation_split_percentage", "0"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "can be used: 3 x not readable as audio" in lines[0]
