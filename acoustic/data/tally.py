@@ -28,7 +28,7 @@ class Tally:
     faulty: dict[bytes, int] = field(default_factory=dict)  # -> the last epoch in which it was a fault
 
     def add(self, skipped: list, rows: int = 0) -> None:
-        """`skipped`: (name, reason, fault, epoch) of each; see `batches.Skipped`."""
+        """`skipped`: (name, reason, fault, epoch) of each; see `order.Skipped`."""
         self.rows += rows
         for name, reason, fault, epoch in skipped:
             kind = sys.intern(reason_kind(reason))

@@ -14,12 +14,13 @@ import torch
 from transformers import Wav2Vec2FeatureExtractor
 
 from acoustic.console import UserError
-from acoustic.data import batches as batches_module
-from acoustic.data.batches import BatchStream, Reader
+from acoustic.data import order
+from acoustic.data.batches import BatchStream
 from acoustic.data.collate import Rectangle
 from acoustic.data.columns import Options
 from acoustic.data.headers import read_header
 from acoustic.data.loader import StreamLoader
+from acoustic.data.order import Reader
 from acoustic.data.sources import from_dataset, from_files, open_rows
 from acoustic.data.tally import Tally
 from acoustic.data.windows import cover, window_lengths
@@ -147,7 +148,7 @@ def test_every_window_once_over_ranks_and_workers(request, source, world_size, w
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_training_epoch_uses_every_window_once_too(request, source, readers, monkeypatch):
     """In blocks of 7 windows, so that rows, shards and epochs end in the middle of a block and between two."""
-    monkeypatch.setattr(batches_module, "BLOCK_WINDOWS", 7)
+    monkeypatch.setattr(order, "BLOCK_WINDOWS", 7)
     rows = request.getfixturevalue(source)
     for epoch in range(3):
         found = [keys(training_epoch(rows, epoch, shard, readers)) for shard in range(readers)]
@@ -343,7 +344,7 @@ def mixed(few, many, weights=(3.0, 1.0), **kwargs):
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (0.2, 5.0)])
 def test_the_weights_are_shares_of_the_audio(few, many, weights, monkeypatch):
-    monkeypatch.setattr(batches_module, "BLOCK_WINDOWS", 50)
+    monkeypatch.setattr(order, "BLOCK_WINDOWS", 50)
     batches = list(itertools.islice(mixed(few, many, weights), 400))
     mine = {row["name"] for _, row in few.iterate(0, 1, None, 0)}
     seconds = Counter()
@@ -396,6 +397,6 @@ def test_an_evaluation_hears_all_sources_of_a_mix_with_a_stream(few, tars):
 
 
 def test_the_first_blocks_are_small(many, monkeypatch):
-    monkeypatch.setattr(batches_module, "BLOCK_WINDOWS", 32)
-    blocks = batches_module.Blocks([Reader(many, cover(0.1, 1.0), 0, 1, 0)], [1.0], endless=True)
+    monkeypatch.setattr(order, "BLOCK_WINDOWS", 32)
+    blocks = order.Blocks([Reader(many, cover(0.1, 1.0), 0, 1, 0)], [1.0], endless=True)
     assert [len(blocks.take()) for _ in range(3)] == [2, 8, 32]

@@ -16,6 +16,7 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from acoustic.console import UserError
 from acoustic.data import batches as batches_module
+from acoustic.data import order
 from acoustic.data.batches import BatchStream
 from acoustic.data.collate import Rectangle
 from acoustic.data.columns import Options
@@ -97,7 +98,7 @@ def sources(folder, tars, parquet, streamed):
 @pytest.fixture
 def make_loader(sources, monkeypatch):
     """In blocks of 23 windows, so that blocks end in the middle of an epoch, of a shard and of the long recording."""
-    monkeypatch.setattr(batches_module, "BLOCK_WINDOWS", 23)
+    monkeypatch.setattr(order, "BLOCK_WINDOWS", 23)
 
     def make(source, workers=0, rank=0, world_size=1, **changes) -> StreamLoader:
         options = {"rate": RATE, "batch_seconds": 2.5, "train": True, "unlabeled": True, "seed": 3} | changes

@@ -17,9 +17,9 @@ import soundfile
 import tests.data.http_server as web
 from acoustic.console import UserError
 from acoustic.data import remote, shards
-from acoustic.data.batches import Reader
 from acoustic.data.decode import read_window
 from acoustic.data.headers import Skip, read_header
+from acoustic.data.order import Reader
 from acoustic.data.rows import ShardedRows
 from acoustic.data.sources import open_rows
 from acoustic.data.windows import cover
