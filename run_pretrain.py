@@ -44,11 +44,15 @@ def main(argv: list[str] | None = None) -> dict:
     setup.choose_workers(args, found)
 
     model, feature_extractor, notes = build_for_pretraining(
-        args.objective, model_args.model_name_or_path, model_args.model_revision, model_args.config_overrides
+        args.objective,
+        model_args.model_name_or_path,
+        model_args.model_revision,
+        model_args.config_overrides,
+        args.objective_settings,
     )
     for note in notes:
         say(note)
-    setup.choose_unused_parameters(args, model)
+    setup.prepare_step(args, model)
 
     stream = {"rate": feature_extractor.sampling_rate, "batch_seconds": batch_seconds, "unlabeled": True}
     collate = Rectangle(feature_extractor)

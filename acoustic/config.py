@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from acoustic.console import UserError
 from acoustic.models import OBJECTIVES
@@ -171,6 +172,7 @@ class RunArguments(TrainingArguments):
     dataloader_num_workers: int = option(
         2, "processes that decode audio, per device; 0 decodes in the training process"
     )
+    bf16: bool | None = option(None, "bfloat16 where it is safe; default: on a GPU that has it, else float32")
     remove_unused_columns: bool = option(False, "unused here: batches hold what the model takes")
     max_steps: int = option(-1, "optimizer updates; overrides num_train_epochs")
 
@@ -189,10 +191,29 @@ class RunArguments(TrainingArguments):
         # Without this, processes that find no GPU would not find each other either: every one would train alone.
         if "WORLD_SIZE" in os.environ and not torch.cuda.is_available():
             self.use_cpu = True
+        self.choose_precision()
         try:
             super().__post_init__()
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from None
+
+    def choose_precision(self):
+        if self.bf16 is None:
+            by_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
+            on_gpu = torch.cuda.is_available() and not self.use_cpu and torch.cuda.is_bf16_supported()
+            self.bf16 = on_gpu and not self.fp16 and not by_launcher
+        elif self.bf16 and not torch.cuda.is_available():
+            self.use_cpu = True  # transformers wants to be told so
+
+
+# Options of pretraining that are part of the model's config.
+OBJECTIVE_SETTINGS = (
+    "mask_time_prob",
+    "mask_time_length",
+    "negatives_from",
+    "feature_grad_mult",
+    "feature_penalty_weight",
+)
 
 
 @dataclass
@@ -204,9 +225,19 @@ class PretrainingArguments(RunArguments):
     mask_time_length: int = option(10, "length of a masked span, in frames (20 ms each in wav2vec 2.0)")
     negatives_from: str = option(
         "masked",
-        "negatives: other masked frames of the same window ('masked'), or of all windows of the batch ('batch': for "
-        "steady sounds, whose frames are all alike within a recording)",
+        "negatives: other masked frames of the same window ('masked'), any frames of it ('utterance': more to draw "
+        "from), or masked frames of all windows of the batch ('batch': for steady sounds, whose frames are all alike "
+        "within a recording)",
         choices=NEGATIVES_FROM,
+    )
+    feature_grad_mult: float | None = option(
+        None, "factor on the gradient into the convs; default: the paper's, 0.1 with group norm in them, 1 with layer"
+    )
+    feature_penalty_weight: float | None = option(
+        None, "weight of the mean square of the convs' output in the loss; default: the paper's, 10 with group norm, 0"
+    )
+    recompute_convs: bool = option(
+        False, "keep nothing of the convs for the backward pass: less memory, a third more time in them"
     )
     gumbel_temperature_start: float = option(2.0, "Gumbel softmax temperature at the first update")
     gumbel_temperature_floor: float = option(0.5, "Gumbel softmax temperature at the end of its decay")
@@ -219,15 +250,32 @@ class PretrainingArguments(RunArguments):
     weight_decay: float = option(0.01, "AdamW's weight decay")
     adam_epsilon: float = option(1e-6, "Adam's epsilon")
     eval_steps: float | None = option(500, "evaluate every so many updates")
+    torch_compile: bool = option(False, "torch.compile of the transformer's layers and of the loss")
 
     def __post_init__(self):
+        self.take_over_compile()
         super().__post_init__()
+        for name in ("feature_grad_mult", "feature_penalty_weight"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise UserError(f"{name}: not below 0")
         if not 0 < self.mask_time_prob < 1:
             raise UserError("mask_time_prob: between 0 and 1; without masked frames there is nothing to predict")
         if self.mask_time_length < 1:
             raise UserError("mask_time_length: at least one frame")
         if self.gumbel_temperature_floor > self.gumbel_temperature_start:
             raise UserError("gumbel_temperature_floor: not above gumbel_temperature_start")
+
+    def take_over_compile(self):
+        """The model compiles its own regions (`compile_regions`); transformers would compile all of it as one."""
+        options = {"backend": self.torch_compile_backend, "mode": self.torch_compile_mode}
+        options = {name: value for name, value in options.items() if value is not None}
+        self.compile_options = options if self.torch_compile or options else None
+        self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
+
+    @property
+    def objective_settings(self) -> dict:
+        """What the model keeps in its config."""
+        return {name: getattr(self, name) for name in OBJECTIVE_SETTINGS}
 
 
 @dataclass
@@ -297,6 +345,8 @@ class Parser(HfArgumentParser):
             self.add_argument_group(f"{title}: transformers.TrainingArguments"),
         )
         for action in self._actions[before:]:
+            if action.type is string_to_bool and action.nargs is None:
+                action.nargs, action.const = "?", True  # --bf16 alone: transformers wants a value where None is one
             (ours if action.dest.removeprefix("no_") in own else theirs)._group_actions.append(action)
         self._optionals._group_actions = self._optionals._group_actions[:1]
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import pytest
+import torch
 
 import run_finetune
 import run_pretrain
@@ -145,6 +146,8 @@ IMPOSSIBLE = {
     "mask_time_prob": ["--mask_time_prob", "0"],
     "mask_time_prob ": ["--mask_time_prob", "1"],
     "mask_time_length": ["--mask_time_length", "0"],
+    "feature_grad_mult": ["--feature_grad_mult", "-0.1"],
+    "feature_penalty_weight": ["--feature_penalty_weight", "-1"],
     "gumbel_temperature_floor": ["--gumbel_temperature_floor", "3"],
     "config_overrides": ["--config_overrides", "{oops"],
     "config_overrides ": ["--config_overrides", "[1]"],
@@ -157,6 +160,28 @@ IMPOSSIBLE = {
 def test_impossible_combinations(base, key):
     with pytest.raises(UserError, match=key.strip()):
         parse_pretraining([*base, *IMPOSSIBLE[key]])
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ([], None),
+        (["--torch_compile"], {}),
+        (["--torch_compile", "--torch_compile_mode", "max-autotune"], {"mode": "max-autotune"}),
+        (["--torch_compile_backend", "aot_eager"], {"backend": "aot_eager"}),
+    ],
+)
+def test_the_model_compiles_its_own_regions(base, words, options):
+    args = parse_pretraining([*base, *words])[2]
+    assert args.compile_options == options
+    assert not args.torch_compile  # or transformers would compile the whole model as well
+
+
+def test_bfloat16_needs_no_second_option_on_a_cpu(base):
+    assert parse_pretraining(base)[2].bf16 is torch.cuda.is_available()
+    args = parse_pretraining([*base, "--bf16"])[2]
+    assert args.bf16 and args.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert not parse_pretraining([*base, "--bf16", "false"])[2].bf16
 
 
 def test_impossible_combinations_of_finetuning(base, fine):

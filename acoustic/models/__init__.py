@@ -13,7 +13,7 @@ from acoustic.models.wav2vec2 import HEAD_MODULES, Wav2Vec2ForPreTraining
 OBJECTIVES = {"wav2vec2": Wav2Vec2ForPreTraining}
 
 # The pretraining task masks by itself; a checkpoint's fine-tuning settings must not add to that or switch it off.
-PRETRAINING_CONFIG = {"apply_spec_augment": True, "mask_feature_prob": 0.0, "mask_time_prob": 0.65}
+PRETRAINING_CONFIG = {"apply_spec_augment": True, "mask_feature_prob": 0.0, "add_adapter": False}
 
 
 def load_config(name_or_path: str, revision: str | None = None, overrides: dict | None = None):
@@ -65,15 +65,37 @@ def override_errors():
 
 
 def build_for_pretraining(
-    objective: str, name_or_path: str | None, revision: str | None, overrides: dict
+    objective: str, name_or_path: str | None, revision: str | None, overrides: dict, settings: dict | None = None
 ) -> tuple[transformers.PreTrainedModel, object, list[str]]:
     """A model for pretraining and its feature extractor: continued from a checkpoint, else a base model from scratch.
+
+    Args:
+        overrides: values of the model's config to change.
+        settings: the objective's own, which go into the config too. Where one is None it stays what a checkpoint of
+            ours was trained with, else it is the paper's.
 
     Returns:
         (model, feature extractor, notes): the notes say in words what was decided and why.
     """
+    settings = {**(settings or {})}
+    if both := sorted(settings.keys() & overrides.keys()):
+        raise UserError(f"config_overrides: {both[0]} is an option of its own: --{both[0]}")
+    model, feature_extractor, notes = build(objective, name_or_path, revision, {**PRETRAINING_CONFIG, **overrides})
+    open_ = [name for name, value in settings.items() if value is None and not hasattr(model.config, name)]
+    papers = {name: model.paper_settings(model.config)[name] for name in open_}
+    for name, value in {**settings, **papers}.items():
+        if value is not None:
+            setattr(model.config, name, value)
+    if papers:
+        chosen = ", ".join(f"{name} {value:g}" for name, value in papers.items())
+        notes.append(f"{chosen}: as the paper trained a model with {model.config.feat_extract_norm} norm in its convs")
+    if getattr(model.config, "feature_grad_mult", None) == 0:
+        model.freeze_feature_encoder()
+    return model, feature_extractor, notes
+
+
+def build(objective: str, name_or_path: str | None, revision: str | None, overrides: dict):
     model_class = OBJECTIVES[objective]
-    overrides = {**PRETRAINING_CONFIG, **overrides}
     if name_or_path is None:
         model = model_class(make_config(model_class.config_class, overrides))
         parameters = sum(p.numel() for p in model.parameters())

@@ -1,14 +1,17 @@
-"""wav2vec 2.0 (Baevski 2020, arXiv 2006.11477): transformers' model and head, with the loss on masked frames only."""
+"""wav2vec 2.0 (Baevski 2020, arXiv 2006.11477): transformers' parameters and checkpoints, and a forward of our own."""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 import transformers
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.wav2vec2 import modeling_wav2vec2
 
-from acoustic.models.contrastive import contrastive_logits, count_correct, draw_negatives
-from acoustic.models.masking import draw_span_mask
+from acoustic.models.contrastive import Targets, contrastive_logits, count_correct, draw_targets
+from acoustic.models.conv_encoder import encode_audio, frames_after
+from acoustic.models.gradients import leave_out, scale_gradient
+from acoustic.models.masking import count_masked, draw_span_mask
 
 # What a checkpoint without a pretraining head lacks.
 HEAD_MODULES = ("quantizer", "project_hid", "project_q")
@@ -18,54 +21,145 @@ HEAD_MODULES = ("quantizer", "project_hid", "project_q")
 class Wav2Vec2ForPreTrainingOutput(modeling_wav2vec2.Wav2Vec2ForPreTrainingOutput):
     """transformers' output. Losses are sums over `num_targets` masked frames; `metrics` are detached sums likewise."""
 
-    num_targets: torch.Tensor | None = None
+    num_targets: int | None = None
+    num_frames: int | None = None
     metrics: dict | None = None
 
 
 class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
-    """Parameters and checkpoint of transformers' class of this name; `forward` skips what the loss throws away.
+    """Parameters and checkpoint of transformers' class of this name; `forward` does only what the loss needs.
 
-    The stock forward quantizes and scores all frames and masks the result; this one selects the masked frames first.
+    What it differs in: the convs are matrix products (conv_encoder.py); masked frames alone are quantized, projected
+    and scored; masks and negatives are drawn on the device, in numbers known beforehand, so that nothing waits for it.
+
+    Beside transformers', it reads from its config (each a neutral value where the config has none):
+        negatives_from: "masked", "utterance" or "batch", see `draw_targets`.
+        feature_grad_mult: the factor on the gradient into the convs (fairseq: .1 for base, 1 for large).
+        feature_penalty_weight: times the mean square of the convs' output, added to the loss of each target
+            (fairseq: 10 for base, 0 for large).
     """
 
-    def draw_targets(
-        self,
-        input_values: torch.Tensor,
-        generator: torch.Generator,
-        *,
-        mask_prob: float,
-        mask_length: int,
-        negatives_from: str,
-    ) -> dict:
-        """Masked frames and negatives for a (batch, samples) input: the rest of what `forward` needs."""
-        frames = int(self._get_feat_extract_output_lengths(input_values.shape[1]))
-        mask = draw_span_mask(len(input_values), frames, mask_prob, mask_length, generator)
-        negatives = draw_negatives(mask, self.config.num_negatives, negatives_from, generator)
-        return {"mask_time_indices": mask, "sampled_negative_indices": negatives}
+    recompute_convs = False
 
-    def quantize(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    @staticmethod
+    def paper_settings(config) -> dict:
+        """As fairseq trained the released checkpoints: base has a group norm in its convs, large has layer norms."""
+        if config.feat_extract_norm == "group":
+            return {"feature_grad_mult": 0.1, "feature_penalty_weight": 10.0}
+        return {"feature_grad_mult": 1.0, "feature_penalty_weight": 0.0}
+
+    def count_targets(self, batch: int, samples: int) -> int:
+        """How many frames are masked in a batch of that shape; no drawing needed to tell."""
+        return batch * count_masked(batch, self.count_frames(samples), *self.mask_settings)
+
+    def count_frames(self, samples: int) -> int:
+        return frames_after(self.wav2vec2.feature_extractor.conv_layers, samples)[-1]
+
+    @property
+    def mask_settings(self) -> tuple[float, int, int]:
+        return self.config.mask_time_prob, self.config.mask_time_length, self.config.mask_time_min_masks
+
+    def draw_targets(self, batch: int, samples: int, seed: int) -> Targets:
+        """Masked frames and negatives for a (batch, samples) input, drawn on the model's device."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        mask, places = draw_span_mask(batch, self.count_frames(samples), *self.mask_settings, generator)
+        negatives_from = getattr(self.config, "negatives_from", "masked")
+        return draw_targets(mask, places, self.config.num_negatives, negatives_from, generator)
+
+    def set_gumbel_temperature(self, temperature: float) -> None:
+        """As a tensor, so that annealing it neither recompiles a graph nor waits for the device."""
+        if not isinstance(self.quantizer.temperature, torch.Tensor):
+            self.quantizer.temperature = torch.tensor(float(temperature))
+        if self.quantizer.temperature.device != self.device:
+            self.quantizer.temperature = self.quantizer.temperature.to(self.device)
+        self.quantizer.temperature.fill_(temperature)
+
+    def compile_regions(self, **options) -> None:
+        """`torch.compile` for each transformer layer (one graph serves all of them) and for the loss.
+
+        What lies between stays Python: which layers are dropped, and the convs, whose products a compiler leaves as
+        they are. options: of `torch.compile`.
+        """
+        for layer in self.wav2vec2.encoder.layers:
+            layer.compile(**options)
+        self.contrast = torch.compile(self.contrast, **options)
+
+    def encode(self, audio, attention_mask, mask, kept_layers) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(batch, frames, ...) each: the transformer's output, the normalised features, the convs' output."""
+        model, config = self.wav2vec2, self.config
+        raw = encode_audio(model.feature_extractor, audio, self.recompute_convs and self.training)
+        raw = scale_gradient(raw, getattr(config, "feature_grad_mult", 1.0))
+        hidden, features = model.feature_projection(raw)
+        # Not by an indexed assignment, as in transformers, which waits for the device to count the places.
+        hidden = torch.where(mask[..., None], model.masked_spec_embed.to(hidden.dtype), hidden)
+        if attention_mask is not None:
+            attention_mask = self._get_feature_vector_attention_mask(hidden.shape[1], attention_mask)
+            hidden = hidden * attention_mask[..., None].to(hidden.dtype)
+        hidden = self.transform(model.encoder, hidden, attention_mask, kept_layers)
+        return hidden, features, raw
+
+    def transform(self, encoder, hidden, attention_mask, kept_layers) -> torch.Tensor:
+        """transformers' `Wav2Vec2Encoder` or its stable-layer-norm twin; without padding no mask, so fused attention.
+
+        A layer that is left out stays in the graph with gradients of zero, so that DDP waits for none of them.
+        """
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
+        )
+        hidden = hidden + encoder.pos_conv_embed(hidden)
+        if not self.config.do_stable_layer_norm:
+            hidden = encoder.layer_norm(hidden)
+        hidden = encoder.dropout(hidden)
+        for index, layer in enumerate(encoder.layers):
+            if kept_layers is None or kept_layers[index]:
+                hidden = layer(hidden, attention_mask=attention_mask)
+            else:
+                hidden = leave_out(layer, hidden)
+        return encoder.layer_norm(hidden) if self.config.do_stable_layer_norm else hidden
+
+    def draw_kept_layers(self, generator: torch.Generator | None = None) -> tuple[bool, ...]:
+        """Layerdrop (Fan 2019, arXiv 1909.11556), decided on the CPU: True for a layer that is not left out."""
+        drawn = torch.rand(len(self.wav2vec2.encoder.layers), generator=generator)
+        return tuple((drawn >= self.config.layerdrop).tolist())
+
+    def quantize(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gumbel-softmax product quantization, straight-through in training and argmax in evaluation (section 3.2).
 
         Args:
-            features: (masked, conv channels).
+            features: (..., conv channels).
 
         Returns:
-            codevectors (masked, codevector_dim), codes (masked, groups) int, the perplexity of the mean softmax
-            ("prob") and of the chosen codes ("code"), each summed over the groups: at most groups * entries.
+            codevectors (..., codevector_dim); the codes chosen (..., groups) int; the logits (..., groups, entries).
         """
         quantizer = self.quantizer
-        logits = quantizer.weight_proj(features).float().view(-1, quantizer.num_groups, quantizer.num_vars)
-        codes = logits.argmax(-1)
-        one_hot = F.one_hot(codes, quantizer.num_vars).type_as(logits)
+        logits = quantizer.weight_proj(features).float()
+        logits = logits.unflatten(-1, (quantizer.num_groups, quantizer.num_vars))
         if self.training:
             choice = F.gumbel_softmax(logits, tau=quantizer.temperature, hard=True)
-            codes = choice.argmax(-1)
         else:
-            choice = one_hot
+            choice = one_hot_of_largest(logits)
         codebooks = quantizer.codevectors.view(quantizer.num_groups, quantizer.num_vars, -1)
-        codevectors = torch.einsum("mgv,gvd->mgd", choice.type_as(codebooks), codebooks).flatten(1)
-        prob_perplexity, code_perplexity = perplexity(logits.softmax(-1)), perplexity(one_hot)
-        return codevectors, codes, prob_perplexity, code_perplexity
+        codevectors = torch.einsum("...gv,gvd->...gd", choice.type_as(codebooks), codebooks).flatten(-2)
+        return codevectors, choice.argmax(-1), logits
+
+    def contrast(self, hidden: torch.Tensor, features: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, dict]:
+        """The losses and counts on masked frames; hidden, features: (batch, frames, ...)."""
+        predictions = self.project_hid(hidden.flatten(0, 1)[targets.predicted])
+        candidates = self.dropout_features(features.flatten(0, 1)[targets.candidates])
+        codevectors, codes, code_logits = self.quantize(candidates)
+        candidates = self.project_q(codevectors.to(self.project_q.weight.dtype))
+        logits = contrastive_logits(
+            predictions, candidates, codes, targets, self.config.contrastive_logits_temperature
+        )
+        first = torch.zeros(len(targets), dtype=torch.int64, device=logits.device)
+        contrastive_loss = F.cross_entropy(logits.flatten(0, 1), first, reduction="sum")
+        if targets.candidates is not targets.predicted:
+            code_logits = code_logits[torch.arange(len(code_logits), device=logits.device)[:, None], targets.positives]
+        code_logits = code_logits.flatten(0, 1)
+        prob_perplexity = perplexity(code_logits.softmax(-1))
+        chosen = one_hot_of_largest(code_logits.detach())
+        counts = {"accuracy": count_correct(logits.detach()), "code_perplexity": perplexity(chosen)}
+        return contrastive_loss, prob_perplexity, counts
 
     def forward(
         self,
@@ -73,52 +167,70 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
         attention_mask: torch.Tensor | None = None,
         mask_time_indices: torch.Tensor | None = None,
         sampled_negative_indices: torch.Tensor | None = None,
+        seed: int | None = None,
+        kept_layers: tuple[bool, ...] | None = None,
         **kwargs,
     ) -> Wav2Vec2ForPreTrainingOutput:
-        """The contrastive task of section 3.2, in transformers' own arguments.
+        """The contrastive task of section 3.2.
 
         Args:
             input_values: (batch, samples) float32.
-            mask_time_indices: (batch, frames) bool.
-            sampled_negative_indices: (batch, frames, negatives) int64 into the flattened (batch * frames); masked
-                frames only.
+            attention_mask: (batch, samples), 0 where padded; needs given masks, which leave the padding out.
+            mask_time_indices, sampled_negative_indices: (batch, frames) bool and (batch, frames, negatives) int64 into
+                the flattened (batch * frames), as in transformers. Without them both are drawn here, from `seed`.
+            seed: of what is drawn; without one it is drawn from torch's CPU generator.
+            kept_layers: False for each transformer layer to leave out; without it, drawn by `config.layerdrop`.
         """
-        outputs = self.wav2vec2(
-            input_values, attention_mask=attention_mask, mask_time_indices=mask_time_indices, **kwargs
+        if unknown := [name for name, value in kwargs.items() if value]:
+            raise ValueError(f"{', '.join(unknown)}: not given here; call the encoder, model.wav2vec2(...), for these")
+        if (mask_time_indices is None) != (sampled_negative_indices is None):
+            raise ValueError(
+                "mask_time_indices and sampled_negative_indices: give both, or neither to have them drawn"
+            )
+        if mask_time_indices is not None:
+            targets = Targets.given(mask_time_indices, sampled_negative_indices)
+        elif attention_mask is not None:
+            raise ValueError("attention_mask: what is padded needs mask_time_indices that leave the padding out")
+        else:
+            seed = int(torch.randint(2**62, ())) if seed is None else seed
+            targets = self.draw_targets(*input_values.shape, seed)
+        if self.training and kept_layers is None and self.config.layerdrop > 0:
+            kept_layers = self.draw_kept_layers()
+
+        hidden, features, raw = self.encode(
+            input_values, attention_mask, targets.mask, kept_layers if self.training else None
         )
-        positions = mask_time_indices.flatten().nonzero().squeeze(1)
-        predictions = self.project_hid(outputs.last_hidden_state.flatten(0, 1)[positions])
-        features = self.dropout_features(outputs.extract_features.flatten(0, 1)[positions])
-        codevectors, codes, prob_perplexity, code_perplexity = self.quantize(features)
-        targets = self.project_q(codevectors.to(self.project_q.weight.dtype))
+        contrastive_loss, prob_perplexity, counts = self.contrast(hidden, features, targets)
 
-        frame_to_target = torch.zeros(mask_time_indices.numel(), dtype=torch.int64, device=positions.device)
-        frame_to_target[positions] = torch.arange(len(positions), device=positions.device)
-        negatives = frame_to_target[sampled_negative_indices.flatten(0, 1)[positions]]
-        logits = contrastive_logits(predictions, targets, codes, negatives, self.config.contrastive_logits_temperature)
-
-        num_targets = torch.tensor(len(positions), device=logits.device)
-        contrastive_loss = F.cross_entropy(logits, torch.zeros_like(positions), reduction="sum")
-        num_codevectors = self.config.num_codevector_groups * self.config.num_codevectors_per_group
+        total = self.config.num_codevector_groups * self.config.num_codevectors_per_group
         # transformers' definition: of the softmax in training, of the codes chosen in evaluation.
-        used = prob_perplexity if self.training else code_perplexity
-        diversity_loss = (num_codevectors - used) / num_codevectors * num_targets
+        used = prob_perplexity if self.training else counts["code_perplexity"]
+        diversity_loss = (total - used) / total * len(targets)
+        loss = contrastive_loss + self.config.diversity_loss_weight * diversity_loss
+        metrics = {
+            "contrastive_loss": contrastive_loss.detach(),
+            "diversity_loss": diversity_loss.detach(),
+            "accuracy": counts["accuracy"],
+            "code_perplexity": counts["code_perplexity"] * len(targets),
+            "prob_perplexity": prob_perplexity.detach() * len(targets),
+        }
+        if weight := getattr(self.config, "feature_penalty_weight", 0.0):
+            penalty = raw.float().square().mean() * len(targets)
+            loss = loss + weight * penalty
+            metrics["feature_penalty"] = penalty.detach()
         return Wav2Vec2ForPreTrainingOutput(
-            loss=contrastive_loss + self.config.diversity_loss_weight * diversity_loss,
+            loss=loss,
             codevector_perplexity=used,
             contrastive_loss=contrastive_loss,
             diversity_loss=diversity_loss,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            num_targets=num_targets,
-            metrics={
-                "contrastive_loss": contrastive_loss.detach(),
-                "diversity_loss": diversity_loss.detach(),
-                "accuracy": count_correct(logits.detach()),
-                "code_perplexity": code_perplexity.detach() * num_targets,
-                "prob_perplexity": prob_perplexity.detach() * num_targets,
-            },
+            num_targets=len(targets),
+            num_frames=targets.mask.numel(),
+            metrics=metrics,
         )
+
+
+def one_hot_of_largest(logits: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
 
 
 def perplexity(probs: torch.Tensor) -> torch.Tensor:

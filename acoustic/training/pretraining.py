@@ -1,7 +1,8 @@
-"""What is computed on a pretraining batch: targets from a seed, the objective's sums, the annealed temperature."""
+"""What is computed on a pretraining batch: the seed of its targets, the objective's sums, the annealed temperature."""
 
 import numpy as np
 import torch
+from torch._dynamo.utils import counters
 
 
 class PretrainingStep:
@@ -9,21 +10,22 @@ class PretrainingStep:
 
     def __init__(self, model, args):
         self.model, self.args = model, args
-        self.sum_names = ("loss", "targets", "frames", *METRICS)
+        penalised = getattr(model.config, "feature_penalty_weight", 0.0) > 0
+        self.metric_names = (*METRICS, "feature_penalty") if penalised else METRICS
+        self.sum_names = ("loss", "targets", "frames", *self.metric_names)
 
     def add_targets(self, batch: dict, seed: tuple[int, ...]) -> None:
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        targets = self.model.draw_targets(
-            batch["input_values"],
-            generator,
-            mask_prob=self.args.mask_time_prob,
-            mask_length=self.args.mask_time_length,
-            negatives_from=self.args.negatives_from,
-        )
-        batch.update(targets)
+        """What the model draws its targets from; seed: (seed, update, process, micro-batch)."""
+        batch["seed"] = one_seed(seed)
+        if self.model.config.layerdrop > 0:
+            # The same layers on all processes: none of them then waits for one that has more to compute.
+            run, update, _, index = seed
+            batch["kept_layers"] = self.model.draw_kept_layers(
+                torch.Generator().manual_seed(one_seed((run, update, index)))
+            )
 
     def count_targets(self, batch: dict) -> int:
-        return int(batch["mask_time_indices"].sum())
+        return self.model.count_targets(*batch["input_values"].shape)
 
     def before_forward(self, model, update: int) -> None:
         model.set_gumbel_temperature(self.temperature(update))
@@ -37,19 +39,21 @@ class PretrainingStep:
         return model(**batch)
 
     def sums(self, outputs, batch: dict) -> tuple[torch.Tensor, dict]:
-        frames = batch["mask_time_indices"].numel()
-        sums = {"loss": outputs.loss.detach(), "targets": outputs.num_targets, "frames": frames, **outputs.metrics}
-        return outputs.loss, sums
+        counts = {"targets": outputs.num_targets, "frames": outputs.num_frames}
+        return outputs.loss, {"loss": outputs.loss.detach(), **counts, **outputs.metrics}
 
     def means(self, totals: dict[str, float]) -> dict[str, float]:
         """Sums -> nats per masked frame, fractions, perplexities."""
         targets = max(totals["targets"], 1.0)
-        means = {name: totals[name] / targets for name in ("loss", *METRICS)}
+        means = {name: totals[name] / targets for name in ("loss", *self.metric_names)}
         means["masked_fraction"] = totals["targets"] / max(totals["frames"], 1.0)
         return means
 
     def log_values(self, update: int) -> dict[str, float]:
-        return {"gumbel_temperature": self.temperature(max(update - 1, 0))}
+        values = {"gumbel_temperature": self.temperature(max(update - 1, 0))}
+        if self.args.compile_options is not None:
+            values["compiled_graphs"] = counters["stats"]["unique_graphs"]
+        return values
 
     def collect(self, outputs, batch: dict) -> list:
         return []
@@ -59,3 +63,8 @@ class PretrainingStep:
 
 
 METRICS = ("contrastive_loss", "diversity_loss", "accuracy", "code_perplexity", "prob_perplexity")
+
+
+def one_seed(numbers: tuple[int, ...]) -> int:
+    """Of several, below 2^63."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,6 +1,7 @@
 """What both scripts do before they train and after: seeds, quiet libraries, derived settings, saving."""
 
 import contextlib
+import ctypes
 import logging
 import math
 import os
@@ -20,6 +21,9 @@ from acoustic.data.headers import Skip, read_header
 from acoustic.data.rows import IndexedRows
 from acoustic.data.survey import SAMPLE, Survey, survey
 from acoustic.data.windows import thin
+
+# Of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 CPU_BATCH_SECONDS, GPU_BATCH_SECONDS = 20.0, 87.5
 
@@ -101,10 +105,27 @@ def choose_workers(args, survey: Survey | None) -> None:
         args.dataloader_num_workers = most if most > 1 else 0
 
 
-def choose_unused_parameters(args, model) -> None:
-    """DDP looks for parameters without a gradient only where layerdrop makes some: the search costs time each step."""
+def prepare_step(args, model) -> None:
+    """What makes a pretraining step fast or small, as the options say."""
+    if args.device.type == "cpu":
+        keep_memory()
+    model.recompute_convs = args.recompute_convs
+    if args.compile_options is not None:
+        model.compile_regions(**args.compile_options)
+        say("torch.compile: the first updates take minutes, the later ones less than without")
     if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = model.config.layerdrop > 0
+        args.ddp_find_unused_parameters = False  # a layer left out still has gradients: of zero
+
+
+def keep_memory() -> None:
+    """Make glibc keep the memory that tensors free, instead of giving it back and asking for zeroed pages anew.
+
+    On a CPU the activations of a step are gigabytes that come and go; half of the time can go into page faults.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
+            libc.mallopt(parameter, value)
 
 
 def make_stream(sources, plan, collate, args, *, train: bool, **options) -> BatchStream:

@@ -99,8 +99,17 @@ class AcousticTrainer(Trainer):
         self.wait_seconds += time.perf_counter() - started
         for index, batch in enumerate(batches):
             self.step.add_targets(batch, (self.args.seed, self.state.global_step, self.args.process_index, index))
-        count = torch.tensor(float(sum(self.step.count_targets(batch) for batch in batches)), device=device)
-        return batches, self.accelerator.reduce(count, "sum")
+        count = sum(self.step.count_targets(batch) for batch in batches)
+        # Known without asking the device: one process has nothing to wait for.
+        if self.args.world_size > 1:
+            count = self.accelerator.reduce(torch.tensor(float(count), device=device), "sum")
+        return batches, count
+
+    def _prepare_input(self, data):
+        """From pinned memory without waiting; the Trainer's own waits for each tensor."""
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     # ---- the step
 
@@ -148,8 +157,9 @@ class AcousticTrainer(Trainer):
     def reduce_sums(self, sums: dict) -> dict[str, float]:
         """Totals over all processes. Reading them is the one place that waits for the device, so only logging does."""
         names = self.step.sum_names
-        values = torch.stack([torch.as_tensor(sums.get(name, 0.0)).double().cpu() for name in names])
-        totals = self.accelerator.reduce(values.to(self.args.device, torch.float32), "sum")
+        device = self.args.device
+        values = torch.stack([torch.as_tensor(sums.get(name, 0.0), device=device).float() for name in names])
+        totals = self.accelerator.reduce(values, "sum")
         return dict(zip(names, totals.tolist()))
 
     def speed(self) -> dict[str, float]:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from stock import draw
 from two_processes import train_on
 
 from acoustic.models import Wav2Vec2ForPreTraining
-from acoustic.models.contrastive import draw_negatives
-from acoustic.models.masking import draw_span_mask
 from acoustic.report.record import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -43,18 +42,12 @@ def make_batches(checkpoint: str) -> tuple[list[list[dict]], list[dict]]:
     frames = int(model._get_feat_extract_output_lengths(16000))
     generator, apart, together = torch.Generator().manual_seed(0), ([], []), []
     for _ in range(UPDATES):
-        masks = [draw_span_mask(2, frames, prob, 5, generator) for prob in (0.1, 0.8)]
-        assert masks[1].sum() > 2 * masks[0].sum()
-        negatives = [draw_negatives(mask, 10, "masked", generator) for mask in masks]
         audio = torch.randn(4, 16000, generator=generator)
-        for process in range(2):
-            apart[process].append(
-                {
-                    "input_values": audio[2 * process : 2 * process + 2],
-                    "mask_time_indices": masks[process],
-                    "sampled_negative_indices": negatives[process],
-                }
-            )
+        drawn = [draw(2, frames, prob, generator) for prob in (0.1, 0.8)]
+        masks, negatives = zip(*(targets.values() for targets in drawn))
+        assert masks[1].sum() > 2 * masks[0].sum()
+        for process, targets in enumerate(drawn):
+            apart[process].append({"input_values": audio[2 * process : 2 * process + 2], **targets})
         moved = (negatives[1] + 2 * frames) * masks[1][..., None]
         together.append(
             {
@@ -97,6 +90,11 @@ def launched(tmp_path_factory, audio_file, tiny_config, group_norm_checkpoint):
             **pretrain,
             output_dir=folder / "resumed",
             resume_from_checkpoint=folder / "pretrained" / "checkpoint-4",
+        ),
+        "compiled": words(
+            **{**pretrain, "config_overrides": json.dumps({**tiny_config, "layerdrop": 0.1}), "max_steps": 4},
+            torch_compile_backend="aot_eager",
+            output_dir=folder / "compiled",
         ),
         "finetune": words(
             dataset_name=folder / "labeled",
@@ -152,11 +150,11 @@ def test_each_process_hears_audio_of_its_own(launched):
     assert not set(lists[0]) & set(lists[1])
 
 
-@pytest.mark.parametrize("run", ["pretrain", "finetune"])
+@pytest.mark.parametrize("run", ["pretrain", "compiled", "finetune"])
 def test_weights_are_the_same_on_both_after_every_update(launched, run):
     """Layers that one process drops, a frozen encoder and its release included."""
     first, second = launched[1](run)
-    assert len(first["updates"]) == {"pretrain": 7, "finetune": 6}[run]
+    assert len(first["updates"]) == {"pretrain": 7, "compiled": 5, "finetune": 6}[run]
     assert first["updates"] == second["updates"]
 
 
@@ -167,6 +165,13 @@ def test_pretraining_moves_and_logs(launched):
         assert old["wav2vec2.encoder"] != new["wav2vec2.encoder"]
     assert logged(first, "loss") == logged(second, "loss")
     assert first["results"]["eval_contrastive_loss"] == second["results"]["eval_contrastive_loss"]
+
+
+def test_compiled_with_layerdrop_it_trains_on_few_graphs(launched):
+    for run in launched[1]("compiled"):
+        assert len(logged(run, "loss")) == 4
+        # The layers share one graph and the loss has one, each with fixed and with free sizes, trained and evaluated.
+        assert 2 <= logged(run, "compiled_graphs")[-1] <= 10
 
 
 def test_a_resumed_run_of_two_equals_the_uninterrupted_one(launched):

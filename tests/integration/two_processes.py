@@ -101,6 +101,7 @@ def train_on(batches: list[dict], checkpoint: str, output_dir: str) -> dict:
     )
     step = PretrainingStep(model, args)
     step.add_targets = lambda batch, seed: None
+    step.count_targets = lambda batch: int(batch["mask_time_indices"].sum())
     trainer = AcousticTrainer(model=model, args=args, step=step, train_dataset=Given(batches))
     with mock.patch.object(torch.Tensor, "exponential_", lambda tensor: tensor.fill_(1.0)):
         trainer.train()
@@ -114,6 +115,7 @@ def main(folder: Path) -> None:
         "given": lambda: train_on(given["batches"][RANK], given["checkpoint"], str(folder / "given")),
         "pretrain": lambda: spied(run_pretrain, argv["pretrain"]),
         "resumed": lambda: spied(run_pretrain, argv["resumed"]),
+        "compiled": lambda: spied(run_pretrain, argv["compiled"]),
         "finetune": lambda: spied(run_finetune, argv["finetune"]),
     }
     for name, run in runs.items():

@@ -96,6 +96,46 @@ def test_fine_tuning_settings_do_not_leak_into_pretraining(ctc_checkpoint, tmp_p
         assert not torch.allclose(model.wav2vec2(audio)[0], model.wav2vec2(audio, mask_time_indices=mask)[0])
 
 
+SETTINGS = {
+    "mask_time_prob": 0.5,
+    "negatives_from": "batch",
+    "feature_grad_mult": None,
+    "feature_penalty_weight": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mult", "penalty"), [("group_norm_checkpoint", 0.1, 10.0), ("layer_norm_checkpoint", 1.0, 0.0)]
+)
+def test_settings_go_into_the_config_and_default_to_the_papers(kind, mult, penalty, request):
+    model, _, notes = build_for_pretraining("wav2vec2", request.getfixturevalue(kind), None, {}, SETTINGS)
+    config = model.config
+    assert (config.mask_time_prob, config.negatives_from) == (0.5, "batch")
+    assert (config.feature_grad_mult, config.feature_penalty_weight) == (mult, penalty)
+    assert any(f"feature_grad_mult {mult:g}, feature_penalty_weight {penalty:g}" in note for note in notes)
+
+
+def test_a_checkpoint_of_ours_goes_on_with_its_own_settings(group_norm_checkpoint, tmp_path):
+    checkpoint = with_config(group_norm_checkpoint, tmp_path / "ours", feature_grad_mult=0.5)
+    config = build_for_pretraining("wav2vec2", checkpoint, None, {}, SETTINGS)[0].config
+    assert (config.feature_grad_mult, config.feature_penalty_weight) == (0.5, 10.0)
+    config = build_for_pretraining("wav2vec2", checkpoint, None, {}, {**SETTINGS, "feature_grad_mult": 0.7})[0].config
+    assert config.feature_grad_mult == 0.7
+
+
+def test_a_setting_is_no_override():
+    with pytest.raises(UserError, match="mask_time_prob is an option of its own: --mask_time_prob"):
+        build_for_pretraining("wav2vec2", None, None, {"mask_time_prob": 0.3}, SETTINGS)
+
+
+def test_without_gradient_the_convs_are_frozen(tiny_config):
+    model = build_for_pretraining("wav2vec2", None, None, tiny_config, {**SETTINGS, "feature_grad_mult": 0.0})[0]
+    model(torch.randn(2, 8000)).loss.backward()
+    trained = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert "feature_extractor" not in trained and "encoder" in trained
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
 def test_overrides_win_over_the_checkpoint(group_norm_checkpoint):
     model, _, _ = build(group_norm_checkpoint, num_negatives=7, layerdrop=0.25)
     assert (model.config.num_negatives, model.config.layerdrop) == (7, 0.25)

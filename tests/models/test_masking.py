@@ -3,24 +3,23 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
-from acoustic.models.masking import draw_span_mask
+from acoustic.models.masking import count_masked, draw_span_mask, draw_spans
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def draw(batch, frames, prob=0.65, length=10, seed=0, **kwargs) -> torch.Tensor:
-    return draw_span_mask(batch, frames, prob, length, seeded(seed), **kwargs)
+def draw(batch, frames, prob=0.65, length=10, seed=0, min_spans=2) -> torch.Tensor:
+    return draw_span_mask(batch, frames, prob, length, min_spans, seeded(seed))[0]
 
 
-def single_rows(count: int, frames: int, **kwargs) -> np.ndarray:
-    """Many masks of one row each: nothing is cut to another row's count, so spans stay whole."""
-    generator = seeded()
-    rows = [draw_span_mask(1, frames, 0.65, 10, generator, **kwargs) for _ in range(count)]
-    return torch.cat(rows).numpy()
+def whole_spans(count: int, frames: int) -> np.ndarray:
+    """Many rows before they are brought to the same count."""
+    return draw_spans(count, frames, 0.65, 10, 2, seeded()).numpy()
 
 
 def run_lengths(row: np.ndarray) -> np.ndarray:
@@ -43,21 +42,43 @@ def test_the_papers_values_mask_about_48_percent():
 
 
 def test_masked_frames_come_in_spans():
-    rows = single_rows(200, 100)
+    rows = whole_spans(200, 100)
     assert min(run_lengths(row).min() for row in rows) >= 10
 
 
-def test_rows_are_cut_by_single_frames_only():
-    """All spans of a row stay recognisable: unmasking takes the difference to the smallest row, nothing more."""
-    mask = draw(32, 200)
-    alone = single_rows(200, 200).sum(1)
-    assert alone.min() - 20 <= mask.sum(1)[0] <= alone.mean()
+@pytest.mark.parametrize("batch", [4, 6, 32])
+def test_the_common_count_is_what_the_smallest_row_has_on_average(batch):
+    rows = whole_spans(batch * 400, 200).sum(1).reshape(400, batch)
+    assert count_masked(batch, 200, 0.65, 10, 2) == pytest.approx(rows.min(1).mean(), abs=1.5)
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+def test_rows_are_brought_to_the_count_by_few_frames(batch):
+    added = removed = masked = apart = 0
+    for seed in range(200):
+        spans = draw_spans(batch, 400, 0.65, 10, 2, seeded(seed))
+        mask = draw(batch, 400, seed=seed)
+        beside = F.max_pool1d(spans.float(), 5, stride=1, padding=2).bool()
+        apart += (mask & ~beside).sum()
+        added, removed, masked = added + (mask & ~spans).sum(), removed + (spans & ~mask).sum(), masked + mask.sum()
+    assert apart / masked < 1e-3  # what is added lengthens a span
+    assert added / masked < 0.01
+    assert removed / masked < 0.1
+
+
+def test_places_are_the_masked_frames():
+    mask, places = draw_span_mask(5, 120, 0.65, 10, 2, seeded())
+    assert torch.equal(mask.nonzero()[:, 1].view(5, -1), places)
+
+
+def test_the_count_is_known_before_anything_is_drawn():
+    assert draw(7, 333, seed=3).sum(1).tolist() == [count_masked(7, 333, 0.65, 10, 2)] * 7
 
 
 def test_min_spans():
-    """At 60 frames prob .02 asks for no span at all; two are drawn, or three where three are the minimum."""
+    """At 200 frames prob .02 asks for no span at all; two are drawn, or three where three are the minimum."""
     for spans in (2, 3):
-        counts = [draw(1, 200, prob=0.02, seed=seed, min_spans=spans).sum().item() for seed in range(50)]
+        counts = draw_spans(50, 200, 0.02, 10, spans, seeded()).sum(1)
         assert max(counts) == 10 * spans  # apart
         assert min(counts) >= 10 + spans - 1  # overlapping, but never at the same start
 
@@ -82,7 +103,7 @@ def test_distribution_equals_that_of_transformers(frames):
     draws = 4000
     np.random.seed(0)
     theirs = np.concatenate([_compute_mask_indices((1, frames), 0.65, 10, min_masks=2) for _ in range(draws)])
-    ours = single_rows(draws, frames)
+    ours = whole_spans(draws, frames)
     # 4000 draws: the standard error of a place's share is .008, so .04 is five of them (of a difference of two).
     assert np.abs(ours.mean(0) - theirs.mean(0)).max() < 0.05
     deciles = [np.percentile(rows.sum(1) / frames, range(10, 100, 10)) for rows in (ours, theirs)]

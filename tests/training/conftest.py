@@ -53,6 +53,9 @@ class GivenTargets(PretrainingStep):
     def add_targets(self, batch: dict, seed: tuple) -> None:
         assert "sampled_negative_indices" in batch
 
+    def count_targets(self, batch: dict) -> int:
+        return int(batch["mask_time_indices"].sum())
+
 
 @pytest.fixture
 def model(group_norm_checkpoint):

@@ -15,35 +15,41 @@ def step(model, tmp_path):
     return make
 
 
-def batch_with_targets(step, seed, **batch):
-    batch = {"input_values": torch.zeros(3, 16000), **batch}
+def with_targets(step, seed) -> dict:
+    batch = {"input_values": torch.zeros(3, 16000)}
     step.add_targets(batch, seed)
     return batch
 
 
 def test_targets_follow_the_seed_alone(step):
-    first, again = (batch_with_targets(step(), (1, 5, 0, 2)) for _ in range(2))
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert with_targets(step(), (1, 5, 0, 2))["seed"] == with_targets(step(), (1, 5, 0, 2))["seed"]
 
 
 @pytest.mark.parametrize("other", [(2, 5, 0, 2), (1, 6, 0, 2), (1, 5, 1, 2), (1, 5, 0, 3)])
 def test_every_update_process_and_micro_batch_has_its_own_targets(step, other):
-    masks = [batch_with_targets(step(), seed)["mask_time_indices"] for seed in ((1, 5, 0, 2), other)]
-    assert not torch.equal(*masks)
+    first, second = (with_targets(step(), seed)["seed"] for seed in ((1, 5, 0, 2), other))
+    model = step().model
+    assert not torch.equal(*(model.draw_targets(3, 16000, seed).mask for seed in (first, second)))
 
 
-def test_mask_settings_arrive(step):
-    few, many = (batch_with_targets(step(mask_time_prob=prob), (0,)) for prob in (0.2, 0.8))
-    assert step().count_targets(few) < step().count_targets(many)
-    single = batch_with_targets(step(mask_time_prob=0.1, mask_time_length=1), (0,))
-    assert step().count_targets(single) <= 3 * 6  # 49 frames: at most 5 + 1 a row
+def test_all_processes_leave_out_the_same_layers(step, model):
+    """Another choice in each update and micro-batch; the same on every process, or all would wait for the slowest."""
+    assert "kept_layers" not in with_targets(step(), (1, 5, 0, 2))
+    model.config.layerdrop = 0.5
+    kept = {
+        (update, rank, index): with_targets(step(), (1, update, rank, index))["kept_layers"]
+        for update in range(8)
+        for rank in range(2)
+        for index in range(2)
+    }
+    assert all(kept[update, 0, index] == kept[update, 1, index] for update in range(8) for index in range(2))
+    assert len(set(kept.values())) == 4
+    assert any(kept[update, 0, 0] != kept[update, 0, 1] for update in range(8))
 
 
-def test_negatives_from_arrives(step):
-    batch = batch_with_targets(step(negatives_from="batch"), (0,))
-    frames = batch["mask_time_indices"].shape[1]
-    rows = batch["sampled_negative_indices"][0][batch["mask_time_indices"][0]] // frames
-    assert rows.unique().tolist() == [0, 1, 2]
+def test_targets_are_counted_without_drawing_them(step, model):
+    batch = with_targets(step(), (1, 5, 0, 2))
+    assert step().count_targets(batch) == int(model.draw_targets(3, 16000, batch["seed"]).mask.sum())
 
 
 def test_temperature_decays_to_its_floor(step):
@@ -61,7 +67,7 @@ def test_the_papers_temperature(step):
 
 
 def test_means_are_per_masked_frame(step):
-    totals = dict.fromkeys(PretrainingStep(None, None).sum_names, 30.0) | {"targets": 10.0, "frames": 40.0}
+    totals = dict.fromkeys(step().sum_names, 30.0) | {"targets": 10.0, "frames": 40.0}
     means = step().means(totals)
     assert means.pop("masked_fraction") == 0.25
     assert set(means.values()) == {3.0}

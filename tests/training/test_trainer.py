@@ -4,10 +4,9 @@ import copy
 
 import pytest
 import torch
+from stock import draw
 
 import run_pretrain
-from acoustic.models.contrastive import draw_negatives
-from acoustic.models.masking import draw_span_mask
 from acoustic.report.record import read_json
 from acoustic.training.pretraining import PretrainingStep
 
@@ -23,14 +22,8 @@ def make_batches(model) -> list[dict]:
     generator, batches = torch.Generator().manual_seed(0), []
     frames = int(model._get_feat_extract_output_lengths(16000))
     for prob in (0.1, 0.3, 0.6, 0.9):
-        mask = draw_span_mask(2, frames, prob, 5, generator)
-        batches.append(
-            {
-                "input_values": torch.randn(2, 16000, generator=generator),
-                "mask_time_indices": mask,
-                "sampled_negative_indices": draw_negatives(mask, 10, "masked", generator),
-            }
-        )
+        audio = torch.randn(2, 16000, generator=generator)
+        batches.append({"input_values": audio, **draw(2, frames, prob, generator)})
     return batches
 
 
@@ -137,7 +130,7 @@ def test_the_temperature_is_annealed_per_update(model, make_trainer, training_lo
     )
     forward = trainer.step.forward
     trainer.step.forward = lambda model_, batch: (
-        seen.append(trainer.model.quantizer.temperature),
+        seen.append(float(trainer.model.quantizer.temperature)),
         forward(model_, batch),
     )[1]
     trainer.train()
@@ -173,13 +166,14 @@ def test_an_evaluation_without_any_target_says_so(model, make_trainer, capsys):
     assert "nothing to evaluate" in capsys.readouterr().out
 
 
-def test_the_logged_names_are_the_documented_ones(pretrain_args, training_log, tmp_path):
-    run_pretrain.main(pretrain_args(max_steps=2, eval_steps=2))
+@pytest.mark.parametrize("penalty", [0, 10])
+def test_the_logged_names_are_the_documented_ones(pretrain_args, training_log, tmp_path, penalty):
+    run_pretrain.main(pretrain_args(max_steps=2, eval_steps=2, feature_penalty_weight=penalty))
     history = read_json(tmp_path / "out" / "trainer_state.json")["log_history"]
     entries = training_log(history)
     assert len(entries) == 2
     for entry in entries:
-        assert set(entry) - {"step", "epoch"} == set(LOGGED.split())
+        assert set(entry) - {"step", "epoch"} == {*LOGGED.split(), *(["feature_penalty"] if penalty else [])}
     evaluation = next(entry for entry in history if "eval_loss" in entry)
     assert {"eval_contrastive_loss", "eval_accuracy", "eval_code_perplexity"} <= set(evaluation)
     assert entries[1]["hours_seen"] > entries[0]["hours_seen"] > 0
