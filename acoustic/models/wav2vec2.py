@@ -10,6 +10,7 @@ from transformers.models.wav2vec2 import modeling_wav2vec2
 
 from acoustic.models.contrastive import Targets, contrastive_logits, count_correct, draw_targets
 from acoustic.models.conv_encoder import encode_audio, frames_after
+from acoustic.models.cpu import positional_conv, use_cpu_kernels
 from acoustic.models.gradients import leave_out, scale_gradient
 from acoustic.models.masking import count_masked, draw_span_mask
 
@@ -40,6 +41,10 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
     """
 
     recompute_convs = False
+
+    def __init__(self, config):
+        super().__init__(config)
+        use_cpu_kernels(self)
 
     @staticmethod
     def paper_settings(config) -> dict:
@@ -106,7 +111,7 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
         )
-        hidden = hidden + encoder.pos_conv_embed(hidden)
+        hidden = hidden + positional_conv(encoder.pos_conv_embed, hidden)
         if not self.config.do_stable_layer_norm:
             hidden = encoder.layer_norm(hidden)
         hidden = encoder.dropout(hidden)
