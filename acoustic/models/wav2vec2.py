@@ -55,7 +55,7 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
 
     def count_targets(self, batch: int, samples: int) -> int:
         """How many frames are masked in a batch of that shape; no drawing needed to tell."""
-        return batch * count_masked(batch, self.count_frames(samples), *self.mask_settings)
+        return batch * count_masked(self.count_frames(samples), *self.mask_settings)
 
     def count_frames(self, samples: int) -> int:
         return frames_after(self.wav2vec2.feature_extractor.conv_layers, samples)[-1]

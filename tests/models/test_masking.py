@@ -36,9 +36,9 @@ def test_every_row_has_the_same_number_of_masked_frames(frames):
 
 
 def test_the_papers_values_mask_about_48_percent():
-    # 1 - (1 - .065)^10 = .489 for long inputs; cutting 4 rows to the smallest count takes a little off.
-    shares = [draw(4, 3000, seed=seed).float().mean().item() for seed in range(20)]
-    assert np.mean(shares) == pytest.approx(0.48, abs=0.01)
+    # 1 - (1 - .065)^10 = .489 for long inputs; spans keep within the window, which adds a little.
+    for frames in (100, 780, 3000):
+        assert draw(4, frames).float().mean().item() == pytest.approx(0.49, abs=0.015)
 
 
 def test_masked_frames_come_in_spans():
@@ -46,13 +46,14 @@ def test_masked_frames_come_in_spans():
     assert min(run_lengths(row).min() for row in rows) >= 10
 
 
-@pytest.mark.parametrize("batch", [4, 6, 32])
-def test_the_common_count_is_what_the_smallest_row_has_on_average(batch):
-    rows = whole_spans(batch * 400, 200).sum(1).reshape(400, batch)
-    assert count_masked(batch, 200, 0.65, 10, 2) == pytest.approx(rows.min(1).mean(), abs=1.5)
+@pytest.mark.parametrize("frames", [49, 200, 780])
+def test_the_common_count_is_the_average_of_transformers(frames):
+    np.random.seed(0)
+    rows = np.concatenate([_compute_mask_indices((1, frames), 0.65, 10, min_masks=2) for _ in range(1000)])
+    assert count_masked(frames, 0.65, 10, 2) == pytest.approx(rows.sum(1).mean(), rel=0.01, abs=0.6)
 
 
-@pytest.mark.parametrize("batch", [1, 6])
+@pytest.mark.parametrize("batch", [1, 6, 32])
 def test_rows_are_brought_to_the_count_by_few_frames(batch):
     added = removed = masked = apart = 0
     for seed in range(200):
@@ -62,8 +63,8 @@ def test_rows_are_brought_to_the_count_by_few_frames(batch):
         apart += (mask & ~beside).sum()
         added, removed, masked = added + (mask & ~spans).sum(), removed + (spans & ~mask).sum(), masked + mask.sum()
     assert apart / masked < 1e-3  # what is added lengthens a span
-    assert added / masked < 0.01
-    assert removed / masked < 0.1
+    assert added / masked < 0.035
+    assert removed / masked < 0.035
 
 
 def test_places_are_the_masked_frames():
@@ -72,7 +73,7 @@ def test_places_are_the_masked_frames():
 
 
 def test_the_count_is_known_before_anything_is_drawn():
-    assert draw(7, 333, seed=3).sum(1).tolist() == [count_masked(7, 333, 0.65, 10, 2)] * 7
+    assert draw(7, 333, seed=3).sum(1).tolist() == [count_masked(333, 0.65, 10, 2)] * 7
 
 
 def test_min_spans():
