@@ -6,7 +6,9 @@ unfolded. Whole windows follow each other in one long matrix; the few rows that 
 GELU, and the layer norm where there is one, are computed again in the backward pass: only their inputs are kept.
 """
 
+import contextlib
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +42,17 @@ def convolve(encoder, audio: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"{audio.shape[1]} samples are too few for a frame")
     dtype = compute_dtype(audio)
     with torch.autocast(audio.device.type, enabled=False):
-        rows = first_conv(first, audio, frames[1], math.prod(layer.conv.stride[0] for layer in others), dtype)
+        multiple = math.prod(layer.conv.stride[0] for layer in others)
+        under_kernel, *affine = first_conv(first, audio, frames[1], multiple, dtype)
+        rows = multiply_first(under_kernel, *affine)
+        # The first rows are the longest by far and cost next to nothing: made anew for the backward pass.
+        hooks = instead_of_keeping(rows, partial(multiply_first, under_kernel, *(x.detach() for x in affine)))
         for before, layer in zip(layers, others):
             weight, bias = layer.conv.weight.to(dtype), layer.conv.bias
             bias = bias if bias is None else bias.to(dtype)
-            rows = ActivateAndConvolve.apply(rows, *norm_of(before), weight, bias, layer.conv.stride[0])
+            with hooks:
+                rows = ActivateAndConvolve.apply(rows, *norm_of(before), weight, bias, layer.conv.stride[0])
+            hooks = contextlib.nullcontext()
         output = activate(rows, *norm_of(layers[-1]))
     return output.view(len(audio), -1, output.shape[-1])[:, : frames[-1]]
 
@@ -62,26 +70,39 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def first_conv(layer, audio: torch.Tensor, frames: int, multiple: int, dtype: torch.dtype) -> torch.Tensor:
-    """(batch * rows, channels): the first layer before its GELU (and layer norm), rows a multiple of `multiple`.
+def first_conv(layer, audio: torch.Tensor, frames: int, multiple: int, dtype: torch.dtype):
+    """The first layer as a product of what lies under its kernel: (batch, rows, kernel), weights and shifts.
 
     A group norm with a group for each channel scales and shifts what a kernel gives by its mean and variance over
     time. Both follow from the mean and covariance of the k samples under the kernel, so the norm goes into the
-    weights, one set for each window of the batch, and never touches the frames.
+    weights, one set for each window of the batch, and never touches the frames. Rows are a multiple of `multiple`.
     """
     (kernel,), (stride,), conv = layer.conv.kernel_size, layer.conv.stride, layer.conv
     rows = -(-frames // multiple) * multiple
     samples = F.pad(audio, (0, max((rows - 1) * stride + kernel - audio.shape[1], 0)))
     under_kernel = samples.unfold(1, kernel, stride)[:, :rows]
-    weight, shift = conv.weight[:, 0].T, 0.0 if conv.bias is None else conv.bias
-    weight, shift = weight.expand(len(audio), -1, -1), torch.as_tensor(shift, device=audio.device)
-    if getattr(layer, "layer_norm", None) is not None and isinstance(layer.layer_norm, torch.nn.GroupNorm):
+    weight, shift = conv.weight[:, 0].T, conv.bias if conv.bias is not None else conv.weight.new_zeros(())
+    if isinstance(getattr(layer, "layer_norm", None), torch.nn.GroupNorm):
         mean, variance = output_statistics(under_kernel[:, :frames], conv.weight[:, 0])
         scale = layer.layer_norm.weight * (variance + layer.layer_norm.eps).rsqrt()
-        weight, shift = weight * scale[:, None], layer.layer_norm.bias - mean * scale  # the conv's bias cancels
-        shift = shift[:, None]
-    output = torch.matmul(under_kernel.to(dtype), weight.to(dtype)) + shift.to(dtype)
-    return output.flatten(0, 1)
+        weight = weight * scale[:, None]
+        shift = (layer.layer_norm.bias - mean * scale)[:, None]  # the conv's bias cancels
+    return under_kernel.to(dtype), weight.to(dtype), shift.to(dtype)
+
+
+def multiply_first(under_kernel: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """(batch * rows, channels): the first layer before its GELU (and layer norm)."""
+    return torch.matmul(under_kernel, weight).add_(shift).flatten(0, 1)
+
+
+def instead_of_keeping(tensor: torch.Tensor, make):
+    """A context in which autograd keeps not that tensor, but a way to make it again."""
+    place, shape = tensor.data_ptr(), tensor.shape  # the graph keeps `pack`, which must not keep the tensor
+
+    def pack(kept):
+        return make if kept.data_ptr() == place and kept.shape == shape else kept
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed() if packed is make else packed)
 
 
 def output_statistics(under_kernel: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from transformers.models.wav2vec2 import modeling_wav2vec2
 from acoustic.models.contrastive import Targets, contrastive_logits, count_correct, draw_targets
 from acoustic.models.conv_encoder import encode_audio, frames_after
 from acoustic.models.cpu import positional_conv, use_cpu_kernels
+from acoustic.models.feed_forward import use_lean_feed_forward
 from acoustic.models.gradients import leave_out, scale_gradient
 from acoustic.models.masking import count_masked, draw_span_mask
 
@@ -44,6 +45,7 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
 
     def __init__(self, config):
         super().__init__(config)
+        use_lean_feed_forward(self)
         use_cpu_kernels(self)
 
     @staticmethod

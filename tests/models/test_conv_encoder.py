@@ -1,6 +1,8 @@
 """The convolutions as matrix products, against transformers' modules and against torch's own convolution."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -8,7 +10,14 @@ import torch.nn.functional as F
 from transformers import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder
 
-from acoustic.models.conv_encoder import encode_audio, multiply_taps, multiply_taps_backward, output_statistics
+from acoustic.models import conv_encoder
+from acoustic.models.conv_encoder import (
+    encode_audio,
+    multiply_first,
+    multiply_taps,
+    multiply_taps_backward,
+    output_statistics,
+)
 
 SHAPES = {
     "wav2vec2": {},
@@ -125,3 +134,20 @@ def test_products_equal_torchs_convolution(kernel, stride):
     grad_frames, grad_weight = multiply_taps_backward(grad, frames, weight.detach(), stride)
     torch.testing.assert_close(grad_weight, weight.grad)
     torch.testing.assert_close(grad_frames, padded.grad[0].T[: 12 * stride])
+
+
+def test_the_longest_rows_are_not_kept(monkeypatch):
+    made = []
+
+    def spy(*args):
+        rows = multiply_first(*args)
+        made.append(weakref.ref(rows.untyped_storage()))
+        return rows
+
+    monkeypatch.setattr(conv_encoder, "multiply_first", spy)
+    output = encode_audio(make_encoder().train(), torch.randn(2, 6400))
+    gc.collect()
+    assert len(made) == 1
+    assert made[0]() is None
+    output.sum().backward()
+    assert len(made) == 2
