@@ -584,6 +584,13 @@ def run_case(case: Case, args, work: Path) -> dict:
     return {"case": case._asdict(), **numbers, "ratios": ratios(**numbers), "about": about(args)}
 
 
+def default_seconds(lengths: str, device: str) -> float:
+    if device == "cuda":
+        return 87.5
+    # Stock at 31.2 s of voice prompts, padded and with dropout in its attention, takes more than 24 GB.
+    return 20.0 if lengths == "voice_prompts" else 31.2
+
+
 def cases(args) -> list[Case]:
     """Every combination; by itself dropout within attention as base has it, and none where each clip is long."""
     found, what = [], "largest batch" if args.largest_batch else "step"
@@ -592,7 +599,7 @@ def cases(args) -> list[Case]:
         dropout = args.attention_dropout
         if dropout is None:
             dropout = 0.1 if lengths == "voice_prompts" and args.size != "large" else 0.0
-        seconds = args.batch_seconds
+        seconds = args.batch_seconds or default_seconds(lengths, args.device)
         if lengths == "fixed":
             seconds = 0.0 if args.largest_batch else round(max(round(seconds / MAX_SECONDS), 1) * MAX_SECONDS, 1)
         found.append(Case(args.size, lengths, precision, compiled, dropout, seconds, args.device, what))
@@ -623,7 +630,7 @@ def train_curve(side: str, audio: tuple[str, str], noise: int, args) -> list[flo
     warm = max(args.curve // 10, 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min((update + 1) / warm, 1))
     torch.manual_seed(noise)
-    stream = our_stream(open_rows(*audio), args.batch_seconds, 8.0, args.seed)
+    stream = our_stream(open_rows(*audio), args.batch_seconds or 31.2, 8.0, args.seed)
     for update, made in enumerate(itertools.islice(stream, args.curve)):
         np.random.seed([args.seed, update])
         inputs = {"input_values": made["input_values"]}
@@ -716,7 +723,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--batch_seconds",
         type=seconds,
-        help="audio in a batch (31.2 on a CPU, 87.5 on a GPU); fixed: nearest n x 15.6",
+        help="audio in a batch (87.5 on a GPU; on a CPU 20, what run_pretrain.py takes there, and fixed 31.2); "
+        "fixed: nearest n x 15.6",
     )
     add("--steps", type=count, help="timed in each process (4 on a CPU, 20 on a GPU)")
     add("--repeats", type=count, default=2, help="processes of each side, in turns")
@@ -731,7 +739,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--device cuda: torch finds no GPU")
     if args.largest_batch and args.device != "cuda":
         parser.error("--largest_batch: only on a GPU, where running out of memory is no harm")
-    args.batch_seconds = args.batch_seconds or (31.2 if args.device == "cpu" else 87.5)
     args.steps = args.steps or (4 if args.device == "cpu" else 20)
     args.output = args.output or RESULTS / f"pretrain_step_{args.device}.json"
     return args
