@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test check clean
+.PHONY: venv demo test proofs check clean
 
 venv: .venv/installed
 
@@ -17,6 +17,9 @@ demo: venv
 
 test: venv check
 	$(BIN)/python -m pytest
+
+proofs: venv
+	$(BIN)/python -m pytest -m slow -n 0
 
 check: venv
 	$(BIN)/ruff format --check .

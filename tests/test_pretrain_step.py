@@ -218,3 +218,45 @@ def test_a_bad_option_is_one_line(options, words, capsys):
         pretrain_step.main(options)
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and words in error and error.count("\n") == 1
+
+
+# ---- the README
+
+ROOT = pretrain_step.ROOT
+
+
+ROWS = {
+    ("voice_prompts", "float32", "off"): "lengths of the voice prompts, 20 s of audio in a batch",
+    ("fixed", "float32", "off"): "two windows of 15.6 s, no dropout in the attention",
+    ("voice_prompts", "bfloat16", "off"): "lengths of the voice prompts, bfloat16",
+    ("fixed", "bfloat16", "off"): "two windows of 15.6 s, bfloat16",
+    ("fixed", "float32", "on"): "two windows of 15.6 s, compiled",
+}
+
+
+def measured(lengths: str, precision: str, compiled: str) -> dict:
+    """The committed case of base size on a CPU; of several batches the one of the smallest."""
+    content = json.loads((ROOT / "benchmarks/results/pretrain_step_cpu.json").read_text())
+    wanted = {"size": "base", "lengths": lengths, "precision": precision, "compile": compiled, "device": "cpu"}
+    found = [case for case in content["cases"] if wanted.items() <= case["case"].items()]
+    return min(found, key=lambda case: case["case"]["batch_seconds"])
+
+
+@pytest.mark.parametrize("key", ROWS)
+def test_the_readme_has_the_committed_numbers(key):
+    case = measured(*key)
+    ours, stock, ratios = case["ours"], case["stock"], case["ratios"]
+    row = (
+        f"| {ROWS[key]} | **{ours['audio_seconds_per_second']:.2f}** | {stock['audio_seconds_per_second']:.2f} | "
+        f"**{ratios['audio_seconds_per_second']:.1f} x** | {ours['peak_gb']:.1f} / {stock['peak_gb']:.1f} GB |"
+    )
+    assert row in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_says_what_the_numbers_mean():
+    """Hours of audio in an hour, and the paper's 640,000 hours at that rate."""
+    rate = measured("voice_prompts", "float32", "off")["ours"]["audio_seconds_per_second"]
+    half = measured("fixed", "bfloat16", "off")["ours"]["audio_seconds_per_second"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{rate:.1f} to {half:.1f} hours of audio in an hour" in text
+    assert f"{640_000 / half / 24 / 365.25:.0f} years" in text

@@ -112,7 +112,8 @@ def prepare_step(args, model) -> None:
     model.recompute_convs = args.recompute_convs
     if args.compile_options is not None:
         model.compile_regions(**args.compile_options)
-        say("torch.compile: the first updates take minutes, the later ones less than without")
+        on_cpu = "; on a CPU the later ones are no faster than without" if args.device.type == "cpu" else ""
+        say(f"torch.compile: the first updates take minutes{on_cpu}")
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # a layer left out still has gradients: of zero
 
