@@ -8,6 +8,7 @@ import pytest
 
 from acoustic.config import parse_finetuning, parse_pretraining
 from acoustic.data.__main__ import parse as parse_look
+from benchmarks import pretrain_step
 
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "recipes").rglob("README.md"))]
@@ -43,7 +44,9 @@ def test_command_parses(words, monkeypatch):
         assert set(words[1:]) <= set(targets)
     elif words[:3] == ["python", "-m", "acoustic.data"]:
         parse_look(words[3:])
-    elif words[0] == "python":
+    elif words[1:2] == ["benchmarks/pretrain_step.py"]:
+        pretrain_step.parse(words[2:])
+    elif words[0] in ("python", "bash"):
         assert (ROOT / words[1]).is_file()
     else:
         assert words[0] in ("source", "git", "cd", "sudo"), f"no check for {words}"
