@@ -177,3 +177,25 @@ def test_the_logged_names_are_the_documented_ones(pretrain_args, training_log, t
     evaluation = next(entry for entry in history if "eval_loss" in entry)
     assert {"eval_contrastive_loss", "eval_accuracy", "eval_code_perplexity"} <= set(evaluation)
     assert entries[1]["hours_seen"] > entries[0]["hours_seen"] > 0
+
+
+def run_losses(pretrain_args, training_log, folder, **options) -> list[float]:
+    run_pretrain.main(pretrain_args(max_steps=3, eval_strategy="no", output_dir=folder, **options))
+    return [entry["loss"] for entry in training_log(read_json(folder / "trainer_state.json")["log_history"])]
+
+
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"recompute_convs": True}])
+def test_what_saves_memory_changes_no_number(pretrain_args, training_log, tmp_path, audio_folder, options):
+    """Dropout included: what is computed again draws the same."""
+    given = {"dataset_name": audio_folder(8, seconds=[1.1 + 0.2 * index for index in range(8)])}
+    plain = run_losses(pretrain_args, training_log, tmp_path / "plain", **given)
+    saving = run_losses(pretrain_args, training_log, tmp_path / "saving", **given, **options)
+    assert saving == pytest.approx(plain, rel=1e-5)
+
+
+def test_bfloat16_trains_near_float32(pretrain_args, training_log, tmp_path, audio_folder):
+    given = {"dataset_name": audio_folder(8, seconds=[1.1 + 0.2 * index for index in range(8)])}
+    exact = run_losses(pretrain_args, training_log, tmp_path / "exact", **given)
+    half = run_losses(pretrain_args, training_log, tmp_path / "half", **given, bf16=True)
+    assert half != exact
+    assert half == pytest.approx(exact, rel=0.05)
