@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
+from transformers.utils import is_torch_bf16_gpu_available
 
 from acoustic.console import UserError
 from acoustic.models import OBJECTIVES
@@ -200,9 +201,13 @@ class RunArguments(TrainingArguments):
     def choose_precision(self):
         if self.bf16 is None:
             by_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
-            on_gpu = torch.cuda.is_available() and not self.use_cpu and torch.cuda.is_bf16_supported()
+            on_gpu = (
+                torch.cuda.is_available()
+                and not self.use_cpu
+                and torch.cuda.is_bf16_supported(including_emulation=False)
+            )
             self.bf16 = on_gpu and not self.fp16 and not by_launcher
-        elif self.bf16 and not torch.cuda.is_available():
+        elif self.bf16 and not torch.cuda.is_available() and not is_torch_bf16_gpu_available():
             self.use_cpu = True  # transformers wants to be told so
 
 
@@ -221,7 +226,7 @@ class PretrainingArguments(RunArguments):
     """Pretraining"""
 
     objective: str = option("wav2vec2", "pretraining system", choices=tuple(OBJECTIVES))
-    mask_time_prob: float = option(0.65, "sum of span lengths over frames, before overlaps; 0.65 masks about 48 %")
+    mask_time_prob: float = option(0.65, "sum of span lengths over frames, before overlaps; 0.65 masks about 49 %")
     mask_time_length: int = option(10, "length of a masked span, in frames (20 ms each in wav2vec 2.0)")
     negatives_from: str = option(
         "masked",

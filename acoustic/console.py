@@ -18,6 +18,7 @@ def one_line_errors():
     """Print a `UserError` as one line, once however many processes meet it, and leave with exit code 2 on all."""
     try:
         yield
+        end_process_group()
     except UserError as error:
         if is_main_process() or isinstance(error, ShareError):
             # torch puts the traceback of a data worker in front of the message.
@@ -26,6 +27,13 @@ def one_line_errors():
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def end_process_group() -> None:
+    """Its threads, ended with the interpreter, can abort a process that has done all of its work."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def is_main_process() -> bool:

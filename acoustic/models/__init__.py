@@ -13,7 +13,13 @@ from acoustic.models.wav2vec2 import HEAD_MODULES, Wav2Vec2ForPreTraining
 OBJECTIVES = {"wav2vec2": Wav2Vec2ForPreTraining}
 
 # The pretraining task masks by itself; a checkpoint's fine-tuning settings must not add to that or switch it off.
-PRETRAINING_CONFIG = {"apply_spec_augment": True, "mask_feature_prob": 0.0, "add_adapter": False}
+# (Without a mask_time_prob transformers makes no vector for masked frames; the objective's setting comes later.)
+PRETRAINING_CONFIG = {
+    "apply_spec_augment": True,
+    "mask_time_prob": 0.65,
+    "mask_feature_prob": 0.0,
+    "add_adapter": False,
+}
 
 
 def load_config(name_or_path: str, revision: str | None = None, overrides: dict | None = None):

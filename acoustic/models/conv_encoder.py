@@ -43,10 +43,10 @@ def convolve(encoder, audio: torch.Tensor) -> torch.Tensor:
     dtype = compute_dtype(audio)
     with torch.autocast(audio.device.type, enabled=False):
         multiple = math.prod(layer.conv.stride[0] for layer in others)
-        under_kernel, *affine = first_conv(first, audio, frames[1], multiple, dtype)
-        rows = multiply_first(under_kernel, *affine)
+        under_kernel, *affine = first_conv(first, audio, frames[1], multiple)
+        rows = multiply_first(under_kernel, *affine, dtype)
         # The first rows are the longest by far and cost next to nothing: made anew for the backward pass.
-        hooks = instead_of_keeping(rows, partial(multiply_first, under_kernel, *(x.detach() for x in affine)))
+        hooks = instead_of_keeping(rows, partial(multiply_first, under_kernel, *(x.detach() for x in affine), dtype))
         for before, layer in zip(layers, others):
             weight, bias = layer.conv.weight.to(dtype), layer.conv.bias
             bias = bias if bias is None else bias.to(dtype)
@@ -70,7 +70,7 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def first_conv(layer, audio: torch.Tensor, frames: int, multiple: int, dtype: torch.dtype):
+def first_conv(layer, audio: torch.Tensor, frames: int, multiple: int):
     """The first layer as a product of what lies under its kernel: (batch, rows, kernel), weights and shifts.
 
     A group norm with a group for each channel scales and shifts what a kernel gives by its mean and variance over
@@ -86,13 +86,17 @@ def first_conv(layer, audio: torch.Tensor, frames: int, multiple: int, dtype: to
         mean, variance = output_statistics(under_kernel[:, :frames], conv.weight[:, 0])
         scale = layer.layer_norm.weight * (variance + layer.layer_norm.eps).rsqrt()
         weight = weight * scale[:, None]
-        shift = (layer.layer_norm.bias - mean * scale)[:, None]  # the conv's bias cancels
-    return under_kernel.to(dtype), weight.to(dtype), shift.to(dtype)
+        # The conv's bias cancels; it stays in the graph, for DDP waits for its gradient.
+        shift = (layer.layer_norm.bias - mean * scale)[:, None] + 0 * shift
+    return under_kernel, weight, shift
 
 
-def multiply_first(under_kernel: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """(batch * rows, channels): the first layer before its GELU (and layer norm)."""
-    return torch.matmul(under_kernel, weight).add_(shift).flatten(0, 1)
+def multiply_first(under_kernel: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, dtype) -> torch.Tensor:
+    """(batch * rows, channels): the first layer before its GELU (and layer norm).
+
+    Rounded to `dtype` only then: in half precision a weight that the norm scaled up would leak what it should cancel.
+    """
+    return torch.matmul(under_kernel, weight).add_(shift).to(dtype).flatten(0, 1)
 
 
 def instead_of_keeping(tensor: torch.Tensor, make):

@@ -188,7 +188,7 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
             seed: of what is drawn; without one it is drawn from torch's CPU generator.
             kept_layers: False for each transformer layer to leave out; without it, drawn by `config.layerdrop`.
         """
-        if unknown := [name for name, value in kwargs.items() if value]:
+        if unknown := [name for name, value in kwargs.items() if name != "return_dict" and value not in (None, False)]:
             raise ValueError(f"{', '.join(unknown)}: not given here; call the encoder, model.wav2vec2(...), for these")
         if (mask_time_indices is None) != (sampled_negative_indices is None):
             raise ValueError(

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from torch._dynamo.utils import counters
 
 
 class PretrainingStep:
@@ -21,7 +20,7 @@ class PretrainingStep:
             # The same layers on all processes: none of them then waits for one that has more to compute.
             run, update, _, index = seed
             batch["kept_layers"] = self.model.draw_kept_layers(
-                torch.Generator().manual_seed(one_seed((run, update, index)))
+                torch.Generator().manual_seed(one_seed((run, update, index, 2**31)))
             )
 
     def count_targets(self, batch: dict) -> int:
@@ -52,6 +51,8 @@ class PretrainingStep:
     def log_values(self, update: int) -> dict[str, float]:
         values = {"gumbel_temperature": self.temperature(max(update - 1, 0))}
         if self.args.compile_options is not None:
+            from torch._dynamo.utils import counters
+
             values["compiled_graphs"] = counters["stats"]["unique_graphs"]
         return values
 

@@ -30,6 +30,11 @@ CPU_BATCH_SECONDS, GPU_BATCH_SECONDS = 20.0, 87.5
 
 def start(args) -> float:
     """Seed everything, quiet the libraries, make the output folder. Returns the time for `wall_seconds`."""
+    if args.n_gpu > 1:
+        raise UserError(
+            f"this machine has {args.n_gpu} GPUs: start one process for each (accelerate launch --config_file "
+            "recipes/accelerate/multi_gpu.yaml ...), or choose one with CUDA_VISIBLE_DEVICES=0"
+        )
     transformers.set_seed(args.seed)
     transformers.logging.set_verbosity(
         args.get_process_log_level() if args.log_level != "passive" else logging.WARNING
@@ -123,7 +128,7 @@ def keep_memory() -> None:
 
     On a CPU the activations of a step are gigabytes that come and go; half of the time can go into page faults.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         libc = ctypes.CDLL(None)
         for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
             libc.mallopt(parameter, value)

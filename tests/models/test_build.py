@@ -136,6 +136,13 @@ def test_without_gradient_the_convs_are_frozen(tiny_config):
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
+def test_a_checkpoint_that_was_tuned_without_masks_is_pretrained_with_them(ctc_checkpoint, tmp_path):
+    checkpoint = with_config(ctc_checkpoint, tmp_path / "tuned", mask_time_prob=0.0)
+    model = build_for_pretraining("wav2vec2", checkpoint, None, {}, SETTINGS)[0]
+    assert model.config.mask_time_prob == 0.5
+    assert model(torch.randn(2, 8000), seed=0).loss.isfinite()
+
+
 def test_overrides_win_over_the_checkpoint(group_norm_checkpoint):
     model, _, _ = build(group_norm_checkpoint, num_negatives=7, layerdrop=0.25)
     assert (model.config.num_negatives, model.config.layerdrop) == (7, 0.25)

@@ -206,7 +206,7 @@ def test_half_precision_stays_near(models, batch):
     assert abs(mine - exact) < 2 * abs(stock - exact) + 0.01 * exact
     for (name, parameter), gradient in zip(ours.wav2vec2.named_parameters(), gradients):
         if gradient.norm() > 1e-4:  # that of k_proj's bias is 0 but for rounding
-            assert F.cosine_similarity(parameter.grad.flatten(), gradient.flatten(), dim=0) > 0.95, name
+            assert F.cosine_similarity(parameter.grad.flatten(), gradient.flatten(), dim=0) > 0.9, name
 
 
 def test_targets_follow_the_seed(models):
