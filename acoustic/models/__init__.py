@@ -83,7 +83,7 @@ def build_for_pretraining(
     Returns:
         (model, feature extractor, notes): the notes say in words what was decided and why.
     """
-    settings = {**(settings or {})}
+    settings = settings or {}
     if both := sorted(settings.keys() & overrides.keys()):
         raise UserError(f"config_overrides: {both[0]} is an option of its own: --{both[0]}")
     model, feature_extractor, notes = build(objective, name_or_path, revision, {**PRETRAINING_CONFIG, **overrides})

@@ -73,6 +73,21 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
         negatives_from = getattr(self.config, "negatives_from", "masked")
         return draw_targets(mask, places, self.config.num_negatives, negatives_from, generator)
 
+    def choose_targets(
+        self, input_values, attention_mask, mask_time_indices, sampled_negative_indices, seed: int | None
+    ) -> Targets:
+        """Those that `forward` was given, else drawn from the seed."""
+        if (mask_time_indices is None) != (sampled_negative_indices is None):
+            raise ValueError(
+                "mask_time_indices and sampled_negative_indices: give both, or neither to have them drawn"
+            )
+        if mask_time_indices is not None:
+            return Targets.given(mask_time_indices, sampled_negative_indices)
+        if attention_mask is not None:
+            raise ValueError("attention_mask: what is padded needs mask_time_indices that leave the padding out")
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        return self.draw_targets(*input_values.shape, seed)
+
     def set_gumbel_temperature(self, temperature: float) -> None:
         """As a tensor, so that annealing it neither recompiles a graph nor waits for the device."""
         if not isinstance(self.quantizer.temperature, torch.Tensor):
@@ -190,17 +205,7 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
         """
         if unknown := [name for name, value in kwargs.items() if name != "return_dict" and value not in (None, False)]:
             raise ValueError(f"{', '.join(unknown)}: not given here; call the encoder, model.wav2vec2(...), for these")
-        if (mask_time_indices is None) != (sampled_negative_indices is None):
-            raise ValueError(
-                "mask_time_indices and sampled_negative_indices: give both, or neither to have them drawn"
-            )
-        if mask_time_indices is not None:
-            targets = Targets.given(mask_time_indices, sampled_negative_indices)
-        elif attention_mask is not None:
-            raise ValueError("attention_mask: what is padded needs mask_time_indices that leave the padding out")
-        else:
-            seed = int(torch.randint(2**62, ())) if seed is None else seed
-            targets = self.draw_targets(*input_values.shape, seed)
+        targets = self.choose_targets(input_values, attention_mask, mask_time_indices, sampled_negative_indices, seed)
         if self.training and kept_layers is None and self.config.layerdrop > 0:
             kept_layers = self.draw_kept_layers()
 
