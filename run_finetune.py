@@ -78,9 +78,10 @@ def main(argv: list[str] | None = None) -> dict:
         results.update(scores)
         tested[split] = task.last if scores else []
     setup.finish(trainer, task.processing_class(feature_extractor))
-    return report_finetuning(
-        trainer, task, model_args, data_args, found, notes, results, tested, time.perf_counter() - started
-    )
+    wall_seconds = time.perf_counter() - started
+    results = report_finetuning(trainer, task, model_args, data_args, found, notes, results, tested, wall_seconds)
+    setup.end(trainer)
+    return results
 
 
 def open_labeled(data_args, args, split: str):

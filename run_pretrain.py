@@ -71,9 +71,12 @@ def main(argv: list[str] | None = None) -> dict:
     )
     make_room(args, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
-    results = trainer.evaluate() if eval_stream is not None else {}
+    results = trainer.evaluate() if eval_stream is not None and trainer.guard.reason is None else {}
     setup.finish(trainer, feature_extractor)
-    return report_pretraining(trainer, model_args, data_args, found, notes, results, time.perf_counter() - started)
+    wall_seconds = time.perf_counter() - started
+    results = report_pretraining(trainer, model_args, data_args, found, notes, results, wall_seconds)
+    setup.end(trainer)
+    return results
 
 
 def open_unlabeled(data_args, plan, evaluates: bool) -> tuple[list, list]:

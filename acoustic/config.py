@@ -170,6 +170,17 @@ class RunArguments(TrainingArguments):
     logging_nan_inf_filter: bool = option(False, "hide non-finite losses from the log (costs a device sync per step)")
     eval_strategy: str = option("steps", "evaluate every eval_steps updates ('steps') or never ('no')")
     save_total_limit: int | None = option(2, "checkpoints to keep")
+    save_minutes: float | None = option(
+        None, "save a checkpoint whenever so many minutes have passed since the last, beside save_steps"
+    )
+    resume_from_checkpoint: str | None = option(
+        None,
+        "'true': go on from the newest whole checkpoint in output_dir; 'auto': the same, or start anew where there is "
+        "none yet; or a checkpoint's folder",
+    )
+    max_nonfinite_updates: int = option(
+        10, "updates in a row with gradients that are not finite, each of them left out, after which a run stops"
+    )
     dataloader_num_workers: int = option(
         2, "processes that decode audio, per device; 0 decodes in the training process"
     )
@@ -183,6 +194,10 @@ class RunArguments(TrainingArguments):
             raise UserError("gradient_accumulation_steps: at least 1")
         if self.seed < 0:
             raise UserError("seed: not below 0")
+        if self.save_minutes is not None and not self.save_minutes > 0:
+            raise UserError("save_minutes: above 0")
+        if self.max_nonfinite_updates < 1:
+            raise UserError("max_nonfinite_updates: at least 1")
         if not self.output_dir:
             raise UserError("output_dir: where should the model go? Give a folder")
         if self.eval_strategy == "epoch" or self.save_strategy == "epoch":
@@ -255,6 +270,12 @@ class PretrainingArguments(RunArguments):
     weight_decay: float = option(0.01, "AdamW's weight decay")
     adam_epsilon: float = option(1e-6, "Adam's epsilon")
     eval_steps: float | None = option(500, "evaluate every so many updates")
+    on_collapse: str = option(
+        "warn",
+        "what the watch does where a run has collapsed (its codebook, its loss, its gradients): go on and say so, or "
+        "save, report and stop",
+        choices=("warn", "stop"),
+    )
     torch_compile: bool = option(False, "torch.compile of the transformer's layers and of the loss")
 
     def __post_init__(self):

@@ -13,6 +13,22 @@ class ShareError(UserError):
     """One that a single process meets, in its share of the audio; so that process says it, whichever it is."""
 
 
+class RunError(RuntimeError):
+    """What ended a run that was begun rightly, in one line: what, where and how to go on. Exit code 1."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and it did: with a checkpoint, or saying why there is none.
+
+    Args:
+        number: of the signal; the exit code is 128 more, which schedulers and shells know.
+    """
+
+    def __init__(self, number: int, text: str):
+        super().__init__(text)
+        self.number = number
+
+
 @contextlib.contextmanager
 def one_line_errors():
     """Print a `UserError` as one line, once however many processes meet it, and leave with exit code 2 on all."""
@@ -25,6 +41,12 @@ def one_line_errors():
             message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]
             print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except RunError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except Interrupted as stop:
+        say(str(stop))
+        sys.exit(128 + stop.number)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -2,13 +2,20 @@
 
 import gc
 import multiprocessing
-from collections.abc import Iterator
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import DataLoader
 
 from acoustic.console import ShareError
 from acoustic.data.batches import BatchStream
+
+# A worker may be killed where memory is short for a moment; after so many times it is short for good.
+MAX_RESTARTS = 5
 
 # Workers share the plan and the list of files. Python 3.14 would start them anew, and pickle both.
 FORK = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
@@ -28,6 +35,31 @@ class StreamLoader:
         self.turn = 0
 
     def __iter__(self) -> Iterator[dict]:
+        restarts = 0
+        while True:
+            try:
+                yield from self.enter()
+                return
+            except RuntimeError as error:
+                if not (died := re.search(r"DataLoader worker.*(exited unexpectedly|killed by signal)", str(error))):
+                    raise
+                restarts += 1
+                if restarts > MAX_RESTARTS:
+                    raise ShareError(
+                        f"dataloader_num_workers: data workers died {restarts} times ({died[0]}); where memory is "
+                        "short, use fewer of them or a lower --batch_seconds, and continue with "
+                        "--resume_from_checkpoint true"
+                    ) from None
+                # They had decoded ahead; what was handed out is known, so nothing is lost or heard twice.
+                print(
+                    f"warning: {died[0]}; the data workers start anew at the same place ({restarts} of {MAX_RESTARTS} "
+                    "times)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def enter(self) -> Iterator[dict]:
+        """The batches after the last one that was handed out, from new workers."""
         self.stream.starts, self.stream.turn = list(self.states), self.turn
         loader = DataLoader(
             self.stream,
@@ -41,7 +73,8 @@ class StreamLoader:
             multiprocessing_context=FORK if self.num_workers else None,
             worker_init_fn=freeze,
         )
-        for batch in loader:
+        batches = without_interruption(lambda: iter(loader))
+        for batch in batches:
             # The DataLoader takes from its workers in turn.
             self.states[self.turn] = batch.pop("state")
             self.turn = (self.turn + 1) % len(self.states)
@@ -75,6 +108,19 @@ class StreamLoader:
                     f"now it is {shown(value)}; run as before, or with --ignore_data_skip true to begin the audio anew"
                 )
         self.turn, self.states = state["turn"], list(state["workers"])
+
+
+def without_interruption(start: Callable):
+    """torch's handler of a worker's death raises in whatever the process does then, in the middle of an update, say.
+
+    Without it the death is met where the next batch is asked for, within 5 s.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return start()
+    handler = signal.getsignal(signal.SIGCHLD)
+    started = start()
+    signal.signal(signal.SIGCHLD, handler)
+    return started
 
 
 def shown(value) -> str:

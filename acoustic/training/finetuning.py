@@ -1,5 +1,7 @@
 """What is computed on a fine-tuning batch: the task's loss and predictions, and the encoder's freezing by updates."""
 
+import math
+
 import torch
 
 from acoustic.console import say
@@ -42,6 +44,10 @@ class FinetuningStep:
     def forward(self, model, batch: dict):
         return model(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
 
+    def smallest(self, batch: dict) -> dict:
+        """A part of a batch that takes little memory."""
+        return {name: value[:1] for name, value in batch.items() if isinstance(value, torch.Tensor)}
+
     def sums(self, outputs, batch: dict) -> tuple[torch.Tensor, dict]:
         count = self.task.count_targets(batch["labels"])
         loss = self.task.summed_loss(outputs.loss, count)
@@ -52,7 +58,7 @@ class FinetuningStep:
         return loss, sums
 
     def means(self, totals: dict[str, float]) -> dict[str, float]:
-        means = {"loss": totals["loss"] / max(totals["targets"], 1.0)}
+        means = {"loss": totals["loss"] / (totals["targets"] or math.nan)}
         if totals["clips"]:
             means["empty_fraction"] = totals["empty"] / totals["clips"]
         self.empty_fraction = means.get("empty_fraction")

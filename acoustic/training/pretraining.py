@@ -1,5 +1,7 @@
 """What is computed on a pretraining batch: the seed of its targets, the objective's sums, the annealed temperature."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -37,13 +39,17 @@ class PretrainingStep:
     def forward(self, model, batch: dict):
         return model(**batch)
 
+    def smallest(self, batch: dict) -> dict:
+        """A part of a batch that takes little memory."""
+        return {**batch, "input_values": batch["input_values"][:1]}
+
     def sums(self, outputs, batch: dict) -> tuple[torch.Tensor, dict]:
         counts = {"targets": outputs.num_targets, "frames": outputs.num_frames}
         return outputs.loss, {"loss": outputs.loss.detach(), **counts, **outputs.metrics}
 
     def means(self, totals: dict[str, float]) -> dict[str, float]:
         """Sums -> nats per masked frame, fractions, perplexities."""
-        targets = max(totals["targets"], 1.0)
+        targets = totals["targets"] or math.nan  # where nothing could be measured, 0 would read as a perfect loss
         means = {name: totals[name] / targets for name in ("loss", *self.metric_names)}
         means["masked_fraction"] = totals["targets"] / max(totals["frames"], 1.0)
         return means
@@ -63,7 +69,14 @@ class PretrainingStep:
         return {}
 
 
-METRICS = ("contrastive_loss", "diversity_loss", "accuracy", "code_perplexity", "prob_perplexity")
+METRICS = (
+    "contrastive_loss",
+    "diversity_loss",
+    "accuracy",
+    "code_perplexity",
+    "lowest_group_perplexity",
+    "prob_perplexity",
+)
 
 
 def one_seed(numbers: tuple[int, ...]) -> int:

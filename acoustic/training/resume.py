@@ -1,34 +1,143 @@
 """Where a run goes on from, and the care that no run is overwritten by mistake."""
 
+import contextlib
+import fcntl
 import json
-import shutil
+import os
+import time
 from pathlib import Path
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from acoustic.console import ShareError, UserError, say
+from acoustic.training import checkpoint as files
+from acoustic.training.exchange import found_by_first
 
-from acoustic.console import ShareError, UserError, is_main_process, say
+# A run that was told to stop may still be saving when the one that continues it starts.
+MAX_SECONDS_TO_WAIT, SECONDS_BETWEEN_LOOKS = 600, 1
+# Of the lock; it is the system's, and goes with the process.
+HELD: dict[str, int] = {}
 
 
 def find_checkpoint(args) -> str | None:
-    """The checkpoint to resume from: `true` means the newest in output_dir.
+    """The checkpoint to resume from, checked to be whole; the first process looks, for all.
+
+    `true` means the newest in output_dir; so does `auto`, but where there is none yet it means to start anew.
 
     Raises:
         UserError: there is none to resume from, or output_dir holds a run that would be overwritten.
     """
-    wanted = args.resume_from_checkpoint
-    newest = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    if wanted is None or str(wanted).lower() == "false":
-        if newest and not args.overwrite_output_dir:
+    return found_by_first(args.world_size, args.process_index, lambda: claim_and_find(args))
+
+
+def claim_and_find(args) -> str | None:
+    claim(args.output_dir)
+    wanted = str(args.resume_from_checkpoint or "false")
+    if wanted.lower() == "false":
+        if (there := files.checkpoints(args.output_dir)) and not args.overwrite_output_dir:
             raise UserError(
-                f"output_dir: {args.output_dir!r} already holds {Path(newest).name}; --resume_from_checkpoint true "
+                f"output_dir: {args.output_dir!r} already holds {there[-1].name}; --resume_from_checkpoint true "
                 "to continue it, --overwrite_output_dir true to write over it, or give another output_dir"
             )
         return None
-    checkpoint = newest if str(wanted).lower() == "true" else wanted
-    if checkpoint is None or not Path(checkpoint, "trainer_state.json").is_file():
-        raise UserError(f"resume_from_checkpoint: no checkpoint in {checkpoint or args.output_dir!r}")
-    say(f"resuming from {checkpoint}")
-    return checkpoint
+    if wanted.lower() in ("true", "auto"):
+        chosen = choose_newest(args.output_dir, must_be=wanted.lower() == "true")
+    else:
+        chosen = Path(wanted)
+        if problem := files.what_is_wrong(chosen):
+            raise UserError(f"resume_from_checkpoint: {wanted!r} is not a whole checkpoint: {problem}")
+    if chosen is not None:
+        refuse_to_fork(args, chosen)
+        say(f"resuming from {chosen}")
+    return str(chosen) if chosen else None
+
+
+def choose_newest(output_dir: str, must_be: bool) -> Path | None:
+    newest, wrong = files.newest_whole(output_dir)
+    for checkpoint, problem in wrong.items():
+        say(f"warning: {checkpoint.name} is passed over, it is not whole: {problem}")
+    if newest is None and must_be:
+        raise UserError(
+            f"resume_from_checkpoint: no whole checkpoint in {output_dir!r}; with 'auto' in place of 'true' a run "
+            "starts anew where there is none"
+        )
+    if newest is None:
+        say(f"no checkpoint in {output_dir} yet: a new run")
+    return newest
+
+
+def refuse_to_fork(args, chosen: Path) -> None:
+    """Checkpoints after the chosen one would be taken for this run's own the next time."""
+    if chosen.parent.resolve() != Path(args.output_dir).resolve() or args.overwrite_output_dir:
+        return
+    later = [path for path in files.checkpoints(args.output_dir) if files.update_of(path) > files.update_of(chosen)]
+    if whole := [path for path in later if files.what_is_wrong(path) is None]:
+        raise UserError(
+            f"output_dir: {args.output_dir!r} holds {whole[-1].name}, which is later than {chosen.name}; give another "
+            "output_dir, or --overwrite_output_dir true to drop what came after"
+        )
+
+
+def claim(output_dir: str) -> None:
+    """Keep the folder for this process, as long as it lives.
+
+    Raises:
+        UserError: another process goes on working in it.
+    """
+    if output_dir in HELD:
+        return
+    try:
+        lock = os.open(Path(output_dir, ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:  # what can't be written at all is said where it is written
+        return
+    for second in range(0, MAX_SECONDS_TO_WAIT, SECONDS_BETWEEN_LOOKS):
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            if second == 0:
+                say(f"another run is working in {output_dir}: waiting for it to end")
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            continue
+        except OSError:  # a file system without locks
+            pass
+        HELD[output_dir] = lock
+        return
+    os.close(lock)
+    raise UserError(f"output_dir: another run has been working in {output_dir!r} for ten minutes; give another one")
+
+
+def make_room(args, checkpoint: str | None) -> None:
+    """Just before training, when all else is known to be right: an old run's checkpoints must not be a new run's.
+
+    Raises:
+        UserError: the run to resume is at its end.
+    """
+    found_by_first(args.world_size, args.process_index, lambda: clear_up(args, checkpoint))
+
+
+def clear_up(args, checkpoint: str | None) -> None:
+    files.remove_leftovers(args.output_dir)
+    begun = -1
+    if checkpoint is not None:
+        done = json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"]
+        if is_finished(args, checkpoint, done):
+            raise UserError(f"max_steps: {checkpoint!r} has made its {done} updates; raise max_steps to go on")
+        if Path(checkpoint).parent.resolve() == Path(args.output_dir).resolve():
+            begun = files.update_of(Path(checkpoint))
+    for old in files.checkpoints(args.output_dir):
+        if files.update_of(old) > begun:
+            if args.overwrite_output_dir:
+                files.remove(old)
+            else:  # not whole, or this run would have been refused
+                say(f"{old.name} is kept as {files.set_aside(old).name}")
+
+
+def is_finished(args, checkpoint: str, updates: int) -> bool:
+    """All updates made, and the results of this run written; a run that was killed between the two goes on."""
+    if updates < args.max_steps:
+        return False
+    results = Path(args.output_dir, "all_results.json")
+    with contextlib.suppress(OSError):
+        return results.stat().st_mtime >= Path(checkpoint, files.MANIFEST).stat().st_mtime
+    return False
 
 
 def stream_file(checkpoint: str, process: int) -> Path:
@@ -53,18 +162,3 @@ def load_stream_state(checkpoint: str, process: int) -> dict:
             f"number {process + 1}; run as many, or with --ignore_data_skip true to begin the audio anew"
         )
     return json.loads(path.read_text())
-
-
-def make_room(args, checkpoint: str | None) -> None:
-    """Just before training, when all else is known to be right: an old run's checkpoints must not be a new run's.
-
-    Raises:
-        UserError: the run to resume has made all of its updates.
-    """
-    if checkpoint is not None:
-        done = json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"]
-        if done >= args.max_steps:
-            raise UserError(f"max_steps: {checkpoint!r} has made its {done} updates; raise max_steps to go on")
-    elif is_main_process():
-        for folder in Path(args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-            shutil.rmtree(folder)

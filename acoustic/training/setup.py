@@ -12,15 +12,15 @@ from pathlib import Path
 import datasets
 import numpy as np
 import transformers
-from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from acoustic.console import UserError, is_main_process, say
+from acoustic.console import RunError, UserError, end_process_group, is_main_process, say
 from acoustic.data.batches import BatchStream
 from acoustic.data.headers import Skip, read_header
 from acoustic.data.rows import IndexedRows
 from acoustic.data.survey import SAMPLE, Survey, survey
 from acoustic.data.windows import thin
+from acoustic.training.exchange import found_by_first
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -56,19 +56,7 @@ def start(args) -> float:
 
 
 def survey_once(args, sources: list, plan, **options) -> Survey | None:
-    """`survey` on the first process, for all: a server that one of them can't reach must not make them disagree."""
-    if args.world_size == 1:
-        return survey(sources, plan, **options)
-    told: list = [None, None]
-    if args.process_index == 0:
-        try:
-            told[0] = survey(sources, plan, **options)
-        except UserError as error:
-            told[1] = str(error)
-    found, mistake = broadcast_object_list(told)
-    if mistake is not None:
-        raise UserError(mistake)
-    return found
+    return found_by_first(args.world_size, args.process_index, lambda: survey(sources, plan, **options))
 
 
 def choose_batch_seconds(data_args, args) -> float:
@@ -149,16 +137,39 @@ def make_stream(sources, plan, collate, args, *, train: bool, **options) -> Batc
 
 
 def finish(trainer, processing_class) -> None:
-    """The model, its preprocessor and the history into output_dir, on one process."""
+    """The model, its preprocessor and the history into output_dir, on one process.
+
+    Raises:
+        RunError: they can't be written.
+    """
     trainer.speed()  # counts the audio heard since the last log
+    problem = trainer.attempt(lambda: write_model(trainer, processing_class))
+    if problem is not None:
+        raise RunError(
+            f"output_dir: the model could not be written to {trainer.args.output_dir!r} ({problem}); all updates "
+            "are in its newest checkpoint: make room, and --resume_from_checkpoint true writes what is missing"
+        )
+
+
+def write_model(trainer, processing_class) -> None:
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
         processing_class.save_pretrained(trainer.args.output_dir)
-        # TrainingArguments pickled: nothing here reads it, and a pickle is nothing to share.
-        output = Path(trainer.args.output_dir)
-        for folder in (output, *output.glob("checkpoint-*")):
-            (folder / "training_args.bin").unlink(missing_ok=True)
+        Path(trainer.args.output_dir, "training_args.bin").unlink(missing_ok=True)  # a pickle, see the trainer
+
+
+def end(trainer) -> None:
+    """After all is written.
+
+    Raises:
+        RunError: the run stopped itself before its last update.
+    """
+    if trainer.guard.reason is not None:
+        end_process_group()
+        if not is_main_process():
+            raise SystemExit(1)
+        raise RunError(f"stopped at update {trainer.state.global_step}: {trainer.guard.reason}")
 
 
 def without_evaluation(args):

@@ -5,23 +5,37 @@ micro-batches and processes. Dividing per micro-batch would weigh the frames of 
 one.
 """
 
+import contextlib
+import shutil
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import Trainer
+from transformers.trainer_callback import ExportableState, TrainerState
 
-from acoustic.console import UserError, say
+from acoustic.console import RunError, ShareError, UserError, say
 from acoustic.data.batches import BatchStream
 from acoustic.data.loader import StreamLoader
 from acoustic.data.tally import Tally, refuse_too_many
+from acoustic.training import checkpoint as files
+from acoustic.training import guard
+from acoustic.training.exchange import LOST_PROCESS, Exchange, lost_process
+from acoustic.training.faults import IN_BACKWARD, NonFiniteUpdates, OutOfMemory, is_out_of_memory
 from acoustic.training.resume import load_stream_state, save_stream_state
 from acoustic.training.schedule import tri_stage
 
 # Of fewer rows a few bad ones are a large share by chance; what the headers say of small data sets is judged before.
 MIN_ROWS_JUDGED = 100
+
+# After the last update no more come, so a checkpoint that can't be written is waited for: half an hour.
+LAST_TRIES = 30
 
 
 class AcousticTrainer(Trainer):
@@ -41,6 +55,15 @@ class AcousticTrainer(Trainer):
         # We scale the loss ourselves: no division by the accumulation steps is due.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
+        self.exchange = Exchange(self.args.world_size)
+        self.nonfinite = NonFiniteUpdates(self.args.device, self.args.max_nonfinite_updates)
+        self.memory = OutOfMemory(getattr(self.train_dataset, "batch_seconds", 0.0))
+        self.health = self.step.watch(self.audio_per_update()) if hasattr(self.step, "watch") else None
+        stop_on_collapse = getattr(self.args, "on_collapse", "warn") == "stop"
+        self.guard = guard.Guard(self.args, self.exchange, self.memory, self.health, stop_on_collapse)
+        self.add_callback(self.guard)
+        self.saved: Path | None = None
+        self.in_backward = False
         self.sums: dict[str, torch.Tensor] = defaultdict(float)
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self.stream_epoch = self.epochs = 0.0
@@ -56,6 +79,8 @@ class AcousticTrainer(Trainer):
             loader.load_state_dict(self.stream_state["place"])
             self.tallies["train"].load_state_dict(self.stream_state["tally"])
             self.audio_seconds = self.stream_state["audio_seconds"]
+            self.sums.update(self.stream_state["sums"])
+            self.nonfinite.load_state_dict(self.stream_state["nonfinite"])
         self.train_loader = loader
         return loader
 
@@ -63,20 +88,130 @@ class AcousticTrainer(Trainer):
         stream = eval_dataset if eval_dataset is not None else self.eval_dataset
         return StreamLoader(stream, min(self.args.dataloader_num_workers, 1), self.args.dataloader_pin_memory)
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
-        """The stream goes on at its saved place, in seconds; the Trainer's own way would read all of it again."""
+    def audio_per_update(self) -> float:
+        """Seconds, at most."""
+        return self.memory.batch_seconds * self.args.gradient_accumulation_steps * self.args.world_size
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs) -> None:
+        """The stream goes on at its saved place, in seconds; the Trainer's own way would read all of it again.
+
+        Raises:
+            Interrupted: a signal asked the run to stop.
+            RunError: another process is gone.
+        """
         if resume_from_checkpoint is not None and not self.args.ignore_data_skip:
             self.stream_state = load_stream_state(resume_from_checkpoint, self.args.process_index)
         self.args.ignore_data_skip = True
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if resume_from_checkpoint is not None and self.load_finished(resume_from_checkpoint):
+            return
+        try:
+            with self.guard.signals:
+                super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except RuntimeError as error:
+            if lost_process(error):
+                raise RunError(LOST_PROCESS) from None
+            raise
+        self.guard.raise_if_interrupted(self.state.global_step, self.saved)
+
+    def load_finished(self, checkpoint: str) -> bool:
+        """Whether all updates were made, by a run that was killed before it told what came out; then load them."""
+        state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
+        if state.global_step < self.args.max_steps:
+            return False
+        say(f"all {state.global_step} updates are made: what is left is to evaluate and report")
+        self.state = state
+        self._load_from_checkpoint(checkpoint)
+        if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            self._load_best_model()
+        self.get_train_dataloader()
+        for entry in state.log_history if self.health else []:
+            self.health.see(entry)
+        return True
+
+    # ---- checkpoints
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """The Trainer's own writes in place, and a full disk ends the run."""
+        checkpoint = files.folder_of(self.args.output_dir, self.state.global_step)
+        if self.saved == checkpoint:
+            return
+        for _ in range(LAST_TRIES):
+            problem = self.save_whole(checkpoint)
+            self.guard.saved(problem)
+            if problem is None:
+                self.saved = checkpoint
+                break
+            at_the_end = self.state.global_step >= self.state.max_steps
+            say(
+                f"warning: {checkpoint.name} could not be saved ({problem}); earlier checkpoints are untouched, "
+                f"{'the run waits' if at_the_end else 'training goes on'}, and the next try is in "
+                f"{guard.RETRY_SECONDS:g} s"
+            )
+            if not at_the_end:
+                break
+            time.sleep(guard.RETRY_SECONDS)
+
+    def save_whole(self, checkpoint: Path) -> str | None:
+        """Write a checkpoint, on all processes. Returns what went wrong, on any of them; then there is none."""
+        staging, best_before = files.staging_of(checkpoint), self.state.best_model_checkpoint
+        best = (
+            files.folder_of(self.args.output_dir, self.state.best_global_step) if self.state.best_global_step else None
+        )
+        if best is not None and (best == checkpoint or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)
+        problem = (
+            self.attempt(lambda: self.args.should_save and make_anew(staging))
+            or self.attempt(lambda: self.write_files(str(staging)))
+            or self.attempt(lambda: self.args.should_save and files.publish(checkpoint))
+        )
+        if problem is not None:
+            self.state.best_model_checkpoint = best_before
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)  # its room is needed
+            return problem
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+        if self.args.should_save:
+            with contextlib.suppress(OSError):
+                files.keep_newest(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        return None
+
+    def write_files(self, folder: str) -> None:
+        self.save_model(folder, _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(folder)
+            self._save_scaler(folder)
+            self._save_rng_state(folder)
+        if self.args.should_save:
+            # TrainingArguments pickled: nothing here reads it, and a pickle is nothing to share.
+            Path(folder, "training_args.bin").unlink(missing_ok=True)
+            for part in (*self.callback_handler.callbacks, self.control):
+                if isinstance(part, ExportableState):
+                    self.state.stateful_callbacks[type(part).__name__] = part.state()
+            self.state.save_to_json(str(Path(folder, "trainer_state.json")))
+
+    def attempt(self, action: Callable[[], None]) -> str | None:
+        """Do something on every process; what a disk had against it on any of them."""
+        problem = None
+        try:
+            action()
+        except (OSError, SafetensorError) as error:
+            problem = getattr(error, "strerror", None) or str(error)
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+                raise
+            problem = "a file could not be written; is the disk full?"
+        return next(filter(None, self.gather([problem])), None)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """What each process saves of its own in a checkpoint: its random states, and its place in the audio."""
+        """What each process saves of its own: random states, its place in the audio, its sums since the last log."""
         super()._save_rng_state(output_dir)
         state = {
             "place": self.train_loader.state_dict(),
             "tally": self.tallies["train"].state_dict(),
-            "audio_seconds": self.audio_seconds,  # heard since the last log
+            "audio_seconds": self.audio_seconds,
+            "sums": {name: torch.as_tensor(value).tolist() for name, value in self.sums.items()},
+            "nonfinite": self.nonfinite.state_dict(),
         }
         save_stream_state(output_dir, self.args.process_index, state)
 
@@ -88,7 +223,7 @@ class AcousticTrainer(Trainer):
             self.stream_epoch = epoch
         return batch.pop("audio_seconds", None)
 
-    def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list, torch.Tensor]:
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list, float]:
         """The micro-batches of one update with their targets drawn, and the number of targets over all processes."""
         batches, started = [], time.perf_counter()
         while len(batches) < num_batches:
@@ -100,10 +235,7 @@ class AcousticTrainer(Trainer):
         for index, batch in enumerate(batches):
             self.step.add_targets(batch, (self.args.seed, self.state.global_step, self.args.process_index, index))
         count = sum(self.step.count_targets(batch) for batch in batches)
-        # Known without asking the device: one process has nothing to wait for.
-        if self.args.world_size > 1:
-            count = self.accelerator.reduce(torch.tensor(float(count), device=device), "sum")
-        return batches, count
+        return batches, self.exchange.totals(count)[0]
 
     def _prepare_input(self, data):
         """From pinned memory without waiting; the Trainer's own waits for each tensor."""
@@ -118,11 +250,51 @@ class AcousticTrainer(Trainer):
         self.step.before_forward(self.model, self.state.global_step)
         outputs = self.step.forward(model, inputs)
         loss_sum, sums = self.step.sums(outputs, inputs)
+        finite = torch.isfinite(sums["loss"])
         for name, value in sums.items():
-            self.sums[name] += value
+            self.sums[name] += torch.where(finite, value, 0)
         # DDP averages gradients over the processes, while their sum is wanted.
         loss = loss_sum * (self.args.world_size / num_items_in_batch)
+        self.in_backward = True
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """A batch that does not fit in memory is left out; what the Trainer adds up itself stays finite."""
+        self.in_backward = False
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            loss = None  # and with the error its frames go, which hold the tensors
+        if loss is None:
+            loss = self.leave_out(model, inputs)
+        return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def leave_out(self, model, inputs: dict) -> torch.Tensor:
+        """Drop what this process has of the update so far; others that wait for its gradients get zeros.
+
+        Raises:
+            ShareError: it is too late for that.
+        """
+        rows, samples = inputs["input_values"].shape
+        self.memory.note(self.state.global_step + 1, rows, samples / self.train_dataset.rate)
+        model.zero_grad()
+        clear_device_cache()
+        if self.args.world_size > 1 and (self.is_fsdp_enabled or self.accelerator.sync_gradients):
+            if self.in_backward or self.is_fsdp_enabled:
+                raise ShareError(IN_BACKWARD)
+            inputs = self._prepare_inputs(self.step.smallest(inputs))
+            loss, _ = self.step.sums(self.step.forward(model, inputs), inputs)
+            self.accelerator.backward(loss * 0)
+        return torch.zeros((), device=self.args.device)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Just before the optimizer's step: an update that is not finite must not be made."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        scaled = getattr(self.accelerator, "scaler", None) is not None
+        self.nonfinite.leave_out(norm, self.optimizer, model.parameters(), scaled, sharded=self.is_fsdp_enabled)
+        return norm
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None and getattr(self.args, "tri_stage", False):
@@ -141,14 +313,22 @@ class AcousticTrainer(Trainer):
             logs.update(self.step.log_values(self.state.global_step))
             self.sums.clear()
             self.check_stream()
+            self.check_finite(logs)
         self.state.epoch = self.epochs  # of the audio; the Trainer's own is the share of max_steps that is done
         super().log(logs, start_time)
+        self.guard.judge(self.state.log_history[-1], self.control)
+
+    def check_finite(self, logs: dict) -> None:
+        left_out, reason = self.nonfinite.judge(self.state.global_step)
+        if left_out:
+            logs["nonfinite_updates"] = left_out
+        if reason:
+            self.guard.stop(self.control, reason)
 
     def check_stream(self) -> None:
         """Epochs and skipped rows over all processes; too many of them end the run, on all processes at once."""
         tally = self.tallies["train"]
-        counts = torch.tensor([tally.faults, tally.rows, self.stream_epoch], device=self.args.device)
-        faults, rows, epochs = self.accelerator.reduce(counts, "sum").tolist()
+        faults, rows, epochs = self.exchange.totals(tally.faults, tally.rows, self.stream_epoch)
         self.epochs = epochs / self.args.world_size
         if rows >= MIN_ROWS_JUDGED:
             description = self.train_dataset.description
@@ -165,13 +345,13 @@ class AcousticTrainer(Trainer):
     def speed(self) -> dict[str, float]:
         """Audio per second of wall time over all processes, hours seen, share of time spent waiting for data."""
         elapsed = time.perf_counter() - self.last_log
-        audio = float(self.accelerator.reduce(torch.tensor(self.audio_seconds, device=self.args.device), "sum"))
+        audio, waited = self.exchange.totals(self.audio_seconds, self.wait_seconds)
         # From the log, which a checkpoint keeps: a resumed run counts on.
         before = next(
             (entry["hours_seen"] for entry in reversed(self.state.log_history) if "hours_seen" in entry), 0.0
         )
         self.hours_seen = before + audio / 3600
-        wait_fraction = min(self.wait_seconds / elapsed, 1.0)
+        wait_fraction = min(waited / self.args.world_size / elapsed, 1.0)
         self.audio_seconds = self.wait_seconds = 0.0
         self.last_log = time.perf_counter()
         return {
@@ -223,3 +403,8 @@ class AcousticTrainer(Trainer):
 
     def gather(self, collected: list) -> list:
         return gather_object(collected) if self.args.world_size > 1 else collected
+
+
+def make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)

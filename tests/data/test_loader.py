@@ -3,6 +3,9 @@
 import io
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 import tarfile
 import zlib
 
@@ -14,8 +17,9 @@ import soundfile
 import torch
 from transformers import Wav2Vec2FeatureExtractor
 
-from acoustic.console import UserError
+from acoustic.console import ShareError, UserError
 from acoustic.data import batches as batches_module
+from acoustic.data import loader as loader_module
 from acoustic.data import order
 from acoustic.data.batches import BatchStream
 from acoustic.data.collate import Rectangle
@@ -225,3 +229,47 @@ def test_batches_are_tensors_as_the_collate_made_them(make_loader):
     batch = next(batch for batch in make_loader("folder") if "input_values" in batch)
     assert isinstance(batch["input_values"], torch.Tensor) and batch["input_values"].dtype == torch.float32
     assert "state" not in batch and io.BytesIO(batch["input_values"].numpy().tobytes()).getbuffer().nbytes
+
+
+def kill_workers(monkeypatch, folder, times: int) -> None:
+    """A worker kills itself after each second batch that it makes, `times` times."""
+    make = BatchStream.make
+
+    def deadly(stream, *args):
+        made = make(stream, *args)
+        number = len(list(folder.iterdir()))
+        (folder / str(number)).touch()
+        if number % 2 and number < 2 * times:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
+
+    folder.mkdir()
+    monkeypatch.setattr(BatchStream, "make", deadly)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_is_killed_costs_no_batch(make_loader, tmp_path, monkeypatch, capfd, workers):
+    """As the kernel does where memory is short. What it had decoded ahead is decoded again."""
+    _, whole = states_and_batches(make_loader("mix", workers), 12)
+    kill_workers(monkeypatch, tmp_path / "made", times=1)
+    _, survived = states_and_batches(make_loader("mix", workers), 12)
+    assert survived == whole
+    assert "start anew at the same place (1 of 5 times)" in capfd.readouterr().err
+
+
+def test_workers_that_die_again_and_again_end_the_run_in_one_line(make_loader, tmp_path, monkeypatch):
+    monkeypatch.setattr(loader_module, "MAX_RESTARTS", 0)
+    kill_workers(monkeypatch, tmp_path / "made", times=9)
+    with pytest.raises(ShareError, match="data workers died 1 times .*use fewer of them or a lower --batch_seconds"):
+        states_and_batches(make_loader("folder", 1), 9)
+
+
+def test_a_workers_death_does_not_interrupt_an_update(make_loader):
+    """torch would raise from a signal handler, wherever the process is then."""
+    batches = iter(make_loader("folder", 1))
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+    assert sum(range(10_000)) == 49_995_000
+    assert next(batches)

@@ -1,0 +1,70 @@
+"""What the processes of a run tell each other on their hosts, without waiting for a device."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import distributed
+
+from acoustic.console import RunError, UserError
+
+
+class Exchange:
+    """Sums of a few numbers over all processes; with one process, the numbers themselves."""
+
+    def __init__(self, world_size: int):
+        self.group = None
+        if world_size > 1:
+            # NCCL only knows tensors on the device, behind everything that is still to be computed there.
+            on_host = distributed.get_backend() == "gloo"
+            self.group = distributed.group.WORLD if on_host else distributed.new_group(backend="gloo")
+
+    def totals(self, *numbers: float) -> list[float]:
+        """
+        Raises:
+            RunError: another process is gone.
+        """
+        if self.group is None:
+            return list(map(float, numbers))
+        values = torch.tensor(numbers, dtype=torch.float64)
+        try:
+            distributed.all_reduce(values, group=self.group)
+        except RuntimeError as error:
+            raise RunError(f"{LOST_PROCESS} ({str(error).splitlines()[0]})") from None
+        return values.tolist()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.totals(0)
+
+
+LOST_PROCESS = (
+    "another process of this run ended; its own message says why, and --resume_from_checkpoint true continues from "
+    "the newest checkpoint"
+)
+
+
+def lost_process(error: RuntimeError) -> bool:
+    """Whether this is what gloo or NCCL raise where another process is gone."""
+    text = str(error)
+    return any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError"))
+
+
+def found_by_first(world_size: int, process_index: int, find: Callable):
+    """What `find()` returns on the first process, for all: what only one of them sees must not make them disagree.
+
+    Raises:
+        UserError: on all processes, where it was raised on the first.
+    """
+    if world_size == 1:
+        return find()
+    told: list = [None, None]
+    if process_index == 0:
+        try:
+            told[0] = find()
+        except UserError as error:
+            told[1] = str(error)
+    found, mistake = broadcast_object_list(told)
+    if mistake is not None:
+        raise UserError(mistake)
+    return found
