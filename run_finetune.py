@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> dict:
         eval_stream = setup.make_stream([(held_out, 1.0)], eval_plan, collate, args, train=False, **stream)
     trainer = AcousticTrainer(
         model=model,
+        processing_class=task.processing_class(feature_extractor),
         args=setup.choose_best(args, task) if eval_stream else setup.without_evaluation(args),
         step=FinetuningStep(model, task, choose_freeze_steps(args, found)),
         train_dataset=setup.make_stream([(rows, 1.0)], train_plan, collate, args, train=True, **stream),
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> dict:
         scores = trainer.evaluate(test_stream, metric_key_prefix=split)
         results.update(scores)
         tested[split] = task.last if scores else []
-    setup.finish(trainer, task.processing_class(feature_extractor))
+    setup.finish(trainer)
     wall_seconds = time.perf_counter() - started
     results = report_finetuning(trainer, task, model_args, data_args, found, notes, results, tested, wall_seconds)
     setup.end(trainer)

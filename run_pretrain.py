@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> dict:
         eval_stream = setup.make_stream(held_out, eval_plan, collate, args, train=False, **limit, **stream)
     trainer = AcousticTrainer(
         model=model,
+        processing_class=feature_extractor,
         args=setup.without_evaluation(args) if eval_stream is None else args,
         step=PretrainingStep(model, args),
         train_dataset=setup.make_stream(sources, plan, collate, args, train=True, **stream),
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> dict:
     make_room(args, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     results = trainer.evaluate() if eval_stream is not None and trainer.guard.reason is None else {}
-    setup.finish(trainer, feature_extractor)
+    setup.finish(trainer)
     wall_seconds = time.perf_counter() - started
     results = report_pretraining(trainer, model_args, data_args, found, notes, results, wall_seconds)
     setup.end(trainer)

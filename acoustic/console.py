@@ -1,6 +1,7 @@
 """What the scripts say. The user's mistakes end a run with one line: what, where and what to do; never a traceback."""
 
 import contextlib
+import errno
 import os
 import sys
 
@@ -29,6 +30,20 @@ class Interrupted(Exception):
         self.number = number
 
 
+LOST_PROCESS = (
+    "another process of this run ended; its own message says why, and --resume_from_checkpoint true continues from "
+    "the newest checkpoint"
+)
+# What gloo and NCCL say of it.
+SIGNS_OF_A_LOST_PROCESS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "ncclRemoteError",
+    "Remote process exited",
+)
+
+
 @contextlib.contextmanager
 def one_line_errors():
     """Print a `UserError` as one line, once however many processes meet it, and leave with exit code 2 on all."""
@@ -44,7 +59,19 @@ def one_line_errors():
     except RunError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in SIGNS_OF_A_LOST_PROCESS):
+            raise
+        print(f"error: {LOST_PROCESS}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{where}; make room, and start again", file=sys.stderr, flush=True)
+        sys.exit(1)
     except Interrupted as stop:
+        end_process_group()
         say(str(stop))
         sys.exit(128 + stop.number)
     except KeyboardInterrupt:

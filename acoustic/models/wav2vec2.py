@@ -28,6 +28,14 @@ class Wav2Vec2ForPreTrainingOutput(modeling_wav2vec2.Wav2Vec2ForPreTrainingOutpu
     metrics: dict | None = None
 
 
+class StableEncoder(modeling_wav2vec2.Wav2Vec2EncoderStableLayerNorm):
+    """transformers' encoder under another name.
+
+    Under FSDP accelerate takes a module that is called a norm for the last one before the head, and shards it by
+    itself. What is gathered when an encoder is called would then stay sharded: we call its parts.
+    """
+
+
 class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
     """Parameters and checkpoint of transformers' class of this name; `forward` does only what the loss needs.
 
@@ -47,6 +55,13 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
         super().__init__(config)
         use_lean_feed_forward(self)
         use_cpu_kernels(self)
+        # What FSDP gathers at a time; transformers names no layer of this model.
+        self._no_split_modules = [type(self.wav2vec2.encoder.layers[0]).__name__]
+        if type(self.wav2vec2.encoder) is modeling_wav2vec2.Wav2Vec2EncoderStableLayerNorm:
+            self.wav2vec2.encoder.__class__ = StableEncoder
+
+    def get_input_embeddings(self) -> None:
+        """Audio has no table of tokens; transformers' own answer is an error, and accelerate asks under FSDP."""
 
     @staticmethod
     def paper_settings(config) -> dict:
@@ -178,9 +193,13 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
         if targets.candidates is not targets.predicted:
             code_logits = code_logits[torch.arange(len(code_logits), device=logits.device)[:, None], targets.positives]
         code_logits = code_logits.flatten(0, 1)
-        prob_perplexity = perplexity(code_logits.softmax(-1))
-        chosen = one_hot_of_largest(code_logits.detach())
-        counts = {"accuracy": count_correct(logits.detach()), "code_perplexity": perplexity(chosen)}
+        prob_perplexity = group_perplexities(code_logits.softmax(-1)).sum()
+        chosen = group_perplexities(one_hot_of_largest(code_logits.detach()))
+        counts = {
+            "accuracy": count_correct(logits.detach()),
+            "code_perplexity": chosen.sum(),
+            "lowest_group_perplexity": chosen.amin(),
+        }
         return contrastive_loss, prob_perplexity, counts
 
     def forward(
@@ -224,6 +243,7 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
             "diversity_loss": diversity_loss.detach(),
             "accuracy": counts["accuracy"],
             "code_perplexity": counts["code_perplexity"] * len(targets),
+            "lowest_group_perplexity": counts["lowest_group_perplexity"] * len(targets),
             "prob_perplexity": prob_perplexity.detach() * len(targets),
         }
         if weight := getattr(self.config, "feature_penalty_weight", 0.0):
@@ -245,7 +265,8 @@ def one_hot_of_largest(logits: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
 
 
-def perplexity(probs: torch.Tensor) -> torch.Tensor:
-    """exp(entropy) of the mean distribution over masked frames, summed over groups; probs: (masked, groups, V)."""
+def group_perplexities(probs: torch.Tensor) -> torch.Tensor:
+    """exp(entropy) of the mean distribution over masked frames, (groups,); probs: (masked, groups, V)."""
     marginal = probs.mean(0)
-    return torch.exp(-torch.xlogy(marginal, marginal).sum(-1)).sum()
+    # A code that is never likely, as in a collapse, adds 0; the gradient of its logarithm would be 0 / 0.
+    return torch.exp(-torch.xlogy(marginal, marginal.clamp_min(torch.finfo(marginal.dtype).tiny)).sum(-1))

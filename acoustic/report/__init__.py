@@ -37,6 +37,7 @@ def report_pretraining(trainer, model_args, data_args, survey, notes, results, w
         history,
         num_negatives=config.num_negatives,
         num_codes=config.num_codevector_groups * config.num_codevectors_per_group,
+        verdicts=[(verdict.said, verdict.name) for verdict in trainer.health.said],
     )
     write_card(
         output_dir,
@@ -46,6 +47,7 @@ def report_pretraining(trainer, model_args, data_args, survey, notes, results, w
         results=numbers(results, ("eval_contrastive_loss", "eval_accuracy", "eval_code_perplexity", "hours_seen")),
         figures=[curve],
         usage=PRETRAINED_USE.format(rate=trainer.train_dataset.rate),
+        health=verdict_lines(trainer) or [f"the watch ({len(trainer.health.checks)} checks) had nothing to say"],
     )
     say_where(output_dir, results, ("eval_contrastive_loss", "eval_accuracy", "eval_code_perplexity"))
     return results
@@ -82,10 +84,15 @@ def report_finetuning(
 def write_common(trainer, notes, results, tallies, wall_seconds: float) -> None:
     output_dir = trainer.args.output_dir
     Path(output_dir, "figures").mkdir(exist_ok=True)
-    write_run(output_dir, trainer.args, notes, wall_seconds)
+    write_run(output_dir, trainer.args, notes, wall_seconds, verdict_lines(trainer))
     reports = {split: tally.report() for split, tally in tallies.items()}
     write_data_report(output_dir, trainer.train_dataset.description, trainer.hours_seen, reports)
     write_json(Path(output_dir, "all_results.json"), results)
+
+
+def verdict_lines(trainer) -> list[str]:
+    """What the watch over the training said."""
+    return [verdict.line for verdict in trainer.health.said] if trainer.health else []
 
 
 def collect_tallies(trainer, survey) -> dict:
@@ -117,6 +124,8 @@ def training_facts(trainer, survey, tallies: dict, wall_seconds: float) -> list[
         f"training: {trainer.state.global_step} updates, {trainer.hours_seen:.2f} h of audio seen, "
         f"{wall_seconds / 60:.1f} min on {trainer.args.world_size} process(es)"
     )
+    if trainer.guard.reason is not None:
+        facts.append(f"stopped before its last update: {trainer.guard.reason}")
     return facts
 
 

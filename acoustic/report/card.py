@@ -6,7 +6,15 @@ import yaml
 
 
 def write_card(
-    output_dir: str, *, kind: str, metadata: dict, facts: list[str], results: dict, figures: list[Path], usage: str
+    output_dir: str,
+    *,
+    kind: str,
+    metadata: dict,
+    facts: list[str],
+    results: dict,
+    figures: list[Path],
+    usage: str,
+    health: list[str] = (),
 ):
     """A Hub model card.
 
@@ -17,12 +25,15 @@ def write_card(
         results: metric name -> number; shown as one table.
         figures: PNG files below output_dir.
         usage: Python that loads the model.
+        health: one line each: what the watch over the training had to say; without any there is no such section.
     """
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False).strip(), "---", "", f"# {kind}", ""]
     lines += [f"- {fact}" for fact in facts]
     if results:
         lines += ["", "## Results", "", "| metric | value |", "|---|---|"]
         lines += [f"| {name} | {value:.4g} |" for name, value in results.items()]
+    if health:
+        lines += ["", "## Health", "", *(f"- {line}" for line in health)]
     lines += ["", "## Use", "", "```python", usage.strip(), "```"]
     if figures:
         lines += ["", "## Figures", ""]

@@ -23,6 +23,12 @@ STYLE = {
 }
 INK, ACCENT, FAINT = "#1f3b57", "#d1603d", "#8a8f98"
 
+# Of runs that learn well: quoted by others (0.5 to 2) and measured here (up to 4.3).
+HEALTHY_GRADIENT = (0.5, 4.5)
+
+# Of names below each other, as a share of a panel's height.
+ROW = 0.075
+
 
 def save(figure, output_dir: str, name: str) -> Path:
     path = Path(output_dir, "figures", f"{name}.png")
@@ -51,8 +57,44 @@ def level(axis, value: float, text: str) -> None:
     )
 
 
-def pretraining_curves(output_dir: str, history: list[dict], *, num_negatives: int, num_codes: int) -> Path:
-    """Six panels over updates: loss, accuracy, perplexity, gradient norm and learning rate, throughput, hours seen."""
+def band(axis, low: float, high: float, text: str) -> None:
+    """Where a curve of a healthy run lies, shaded, and named at its right end."""
+    axis.axhspan(low, high, color=FAINT, alpha=0.12, linewidth=0)
+    axis.annotate(
+        text, (0.99, high), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=7, color="#5b6068"
+    )
+
+
+def mark_verdicts(axes, verdicts: list[tuple[int, str]]) -> None:
+    """A line in every panel where the watch spoke, named in the last one: below its rising curve or above it."""
+    hours, rows = axes.flat[-1], {"left": 0, "right": 0}
+    for said, name in sorted(verdicts):
+        for axis in axes.flat:
+            axis.axvline(said, color="black", linestyle=(0, (6, 2)), linewidth=0.9)
+        early = said < sum(hours.get_xlim()) / 2
+        side = "left" if early else "right"
+        row = 0.03 + ROW * (rows[side] % int(0.9 / ROW))
+        rows[side] += 1
+        hours.annotate(
+            name.replace("_", " "),
+            (said, row if early else 1 - row),
+            xycoords=("data", "axes fraction"),
+            xytext=(3 if early else -3, 0),
+            textcoords="offset points",
+            ha=side,
+            va="bottom" if early else "top",
+            fontsize=7,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
+        )
+
+
+def pretraining_curves(
+    output_dir: str, history: list[dict], *, num_negatives: int, num_codes: int, verdicts: list[tuple[int, str]] = ()
+) -> Path:
+    """Six panels over updates: loss, accuracy, perplexity, gradient norm and learning rate, throughput, hours seen.
+
+    verdicts: (update, name) of what the watch said; black dashed lines, named in the last panel.
+    """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained")
         (loss, accuracy, perplexity), (gradient, speed, hours) = axes
@@ -69,6 +111,7 @@ def pretraining_curves(output_dir: str, history: list[dict], *, num_negatives: i
         perplexity.set_ylim(0, num_codes * 1.02)
         draw(gradient, history, "grad_norm", "gradient norm", color=INK, linewidth=1.2)
         gradient.set_title("gradient norm (solid), learning rate (dashed)")
+        band(gradient, *HEALTHY_GRADIENT, "healthy")
         gradient.set_ylim(bottom=0)
         rate = gradient.twinx()
         rate.spines["right"].set_visible(False)
@@ -82,6 +125,7 @@ def pretraining_curves(output_dir: str, history: list[dict], *, num_negatives: i
         hours.set_title("hours of audio seen")
         for axis in axes.flat:
             axis.set_xlabel("updates")
+        mark_verdicts(axes, verdicts)
         return save(figure, output_dir, "pretraining")
 
 

@@ -22,7 +22,7 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def write_run(output_dir: str, args, notes: list[str], wall_seconds: float) -> None:
+def write_run(output_dir: str, args, notes: list[str], wall_seconds: float, health: list[str] = ()) -> None:
     """run.json: the command, every setting that was given (by recipe or command line), and what it ran on."""
     settings = {key: value for key, value in args.given.items() if "token" not in key}
     content = {
@@ -32,6 +32,7 @@ def write_run(output_dir: str, args, notes: list[str], wall_seconds: float) -> N
         "processes": args.world_size,
         "settings": dict(sorted(settings.items())),
         "notes": notes,
+        "health": list(health),
         "wall_seconds": round(wall_seconds, 1),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},

@@ -6,7 +6,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import distributed
 
-from acoustic.console import RunError, UserError
+from acoustic.console import LOST_PROCESS, RunError, UserError
 
 
 class Exchange:
@@ -36,18 +36,6 @@ class Exchange:
     def wait(self) -> None:
         """Until all processes are here."""
         self.totals(0)
-
-
-LOST_PROCESS = (
-    "another process of this run ended; its own message says why, and --resume_from_checkpoint true continues from "
-    "the newest checkpoint"
-)
-
-
-def lost_process(error: RuntimeError) -> bool:
-    """Whether this is what gloo or NCCL raise where another process is gone."""
-    text = str(error)
-    return any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError"))
 
 
 def found_by_first(world_size: int, process_index: int, find: Callable):

@@ -27,6 +27,9 @@ class FinetuningStep:
         self.frozen, self.updates = False, 0
         self.empty_fraction, self.next_remark = None, 1
 
+    def make_watch(self, update_seconds: float) -> None:
+        """None: a few hundred updates on few labels have no collapse to watch for."""
+
     def add_targets(self, batch: dict, seed: tuple[int, ...]) -> None:
         """Labels are part of the batch."""
 

@@ -18,12 +18,10 @@ class Guard(TrainerCallback):
     Args:
         memory: counts batches that did not fit (`faults.OutOfMemory`).
         watch: judges what is logged (`health.HealthWatch`), or None.
-        stop_on_collapse: whether a collapse that it sees ends the run.
     """
 
-    def __init__(self, args, exchange: Exchange, memory, watch=None, stop_on_collapse: bool = False):
-        self.args, self.exchange, self.memory = args, exchange, memory
-        self.watch, self.stop_on_collapse = watch, stop_on_collapse
+    def __init__(self, args, exchange: Exchange, memory, watch=None):
+        self.args, self.exchange, self.memory, self.watch = args, exchange, memory, watch
         self.signals = StopSignals()
         self.reason: str | None = None  # why the run stopped before its last update
         self.stopped_by: int | None = None
@@ -65,7 +63,7 @@ class Guard(TrainerCallback):
         """What the watch has to say of a logged entry, once; it is the same on all processes."""
         for verdict in self.watch.see(entry) if self.watch else []:
             say(f"health: {verdict.line}")
-            if verdict.collapse and self.stop_on_collapse:
+            if verdict.collapse and self.args.on_collapse == "stop":
                 self.stop(control, verdict.line)
 
     def raise_if_interrupted(self, update: int, checkpoint) -> None:

@@ -1,9 +1,12 @@
 """What is computed on a pretraining batch: the seed of its targets, the objective's sums, the annealed temperature."""
 
 import math
+import os
 
 import numpy as np
 import torch
+
+from acoustic.training.health import Facts, HealthWatch
 
 
 class PretrainingStep:
@@ -14,6 +17,22 @@ class PretrainingStep:
         penalised = getattr(model.config, "feature_penalty_weight", 0.0) > 0
         self.metric_names = (*METRICS, "feature_penalty") if penalised else METRICS
         self.sum_names = ("loss", "targets", "frames", *self.metric_names)
+
+    def make_watch(self, update_seconds: float) -> HealthWatch:
+        """update_seconds: audio in an update."""
+        config, args = self.model.config, self.args
+        facts = Facts(
+            num_negatives=config.num_negatives,
+            num_codes=config.num_codevector_groups * config.num_codevectors_per_group,
+            num_groups=config.num_codevector_groups,
+            max_steps=args.max_steps,
+            warmup_steps=args.get_warmup_steps(args.max_steps),
+            learning_rate=args.learning_rate,
+            update_seconds=update_seconds,
+            num_workers=args.dataloader_num_workers,
+            cores=max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1),
+        )
+        return HealthWatch(facts)
 
     def add_targets(self, batch: dict, seed: tuple[int, ...]) -> None:
         """What the model draws its targets from; seed: (seed, update, process, micro-batch)."""

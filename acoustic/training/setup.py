@@ -21,6 +21,7 @@ from acoustic.data.rows import IndexedRows
 from acoustic.data.survey import SAMPLE, Survey, survey
 from acoustic.data.windows import thin
 from acoustic.training.exchange import found_by_first
+from acoustic.training.stopping import stop_with_launcher
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -35,6 +36,7 @@ def start(args) -> float:
             f"this machine has {args.n_gpu} GPUs: start one process for each (accelerate launch --config_file "
             "recipes/accelerate/multi_gpu.yaml ...), or choose one with CUDA_VISIBLE_DEVICES=0"
         )
+    stop_with_launcher()
     transformers.set_seed(args.seed)
     transformers.logging.set_verbosity(
         args.get_process_log_level() if args.log_level != "passive" else logging.WARNING
@@ -136,14 +138,14 @@ def make_stream(sources, plan, collate, args, *, train: bool, **options) -> Batc
     )
 
 
-def finish(trainer, processing_class) -> None:
+def finish(trainer) -> None:
     """The model, its preprocessor and the history into output_dir, on one process.
 
     Raises:
         RunError: they can't be written.
     """
     trainer.speed()  # counts the audio heard since the last log
-    problem = trainer.attempt(lambda: write_model(trainer, processing_class))
+    problem = trainer.attempt(lambda: write_model(trainer))
     if problem is not None:
         raise RunError(
             f"output_dir: the model could not be written to {trainer.args.output_dir!r} ({problem}); all updates "
@@ -151,11 +153,10 @@ def finish(trainer, processing_class) -> None:
         )
 
 
-def write_model(trainer, processing_class) -> None:
+def write_model(trainer) -> None:
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        processing_class.save_pretrained(trainer.args.output_dir)
         Path(trainer.args.output_dir, "training_args.bin").unlink(missing_ok=True)  # a pickle, see the trainer
 
 

@@ -1,10 +1,24 @@
-"""Why a run stops before its last update, and the signals that ask it to."""
+"""The signals that ask a run to stop."""
 
+import contextlib
+import ctypes
+import os
 import signal
 import time
 
 # Ctrl-C reaches a process twice where a launcher passes it on; a person who presses again means it.
 SECONDS_TO_PASS_ON = 3.0
+
+
+# Of Linux's prctl.h.
+PR_SET_PDEATHSIG = 1
+
+
+def stop_with_launcher() -> None:
+    """`accelerate launch` of one process does not pass SIGTERM on: it ends, and the run would go on unseen."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ:
+        with contextlib.suppress(OSError, AttributeError):  # not Linux
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class StopSignals:

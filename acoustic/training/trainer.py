@@ -5,40 +5,31 @@ micro-batches and processes. Dividing per micro-batch would weigh the frames of 
 one.
 """
 
-import contextlib
-import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import Trainer
-from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_callback import TrainerState
 
-from acoustic.console import RunError, ShareError, UserError, say
+from acoustic.console import ShareError, UserError, say
 from acoustic.data.batches import BatchStream
 from acoustic.data.loader import StreamLoader
 from acoustic.data.tally import Tally, refuse_too_many
-from acoustic.training import checkpoint as files
-from acoustic.training import guard
-from acoustic.training.exchange import LOST_PROCESS, Exchange, lost_process
+from acoustic.training.exchange import Exchange
 from acoustic.training.faults import IN_BACKWARD, NonFiniteUpdates, OutOfMemory, is_out_of_memory
+from acoustic.training.guard import Guard
 from acoustic.training.resume import load_stream_state, save_stream_state
+from acoustic.training.saving import SavingTrainer
 from acoustic.training.schedule import tri_stage
 
 # Of fewer rows a few bad ones are a large share by chance; what the headers say of small data sets is judged before.
 MIN_ROWS_JUDGED = 100
 
-# After the last update no more come, so a checkpoint that can't be written is waited for: half an hour.
-LAST_TRIES = 30
 
-
-class AcousticTrainer(Trainer):
+class AcousticTrainer(SavingTrainer):
     """
     Args:
         step: what is computed on a batch: a `PretrainingStep` or a `FinetuningStep`.
@@ -58,11 +49,9 @@ class AcousticTrainer(Trainer):
         self.exchange = Exchange(self.args.world_size)
         self.nonfinite = NonFiniteUpdates(self.args.device, self.args.max_nonfinite_updates)
         self.memory = OutOfMemory(getattr(self.train_dataset, "batch_seconds", 0.0))
-        self.health = self.step.watch(self.audio_per_update()) if hasattr(self.step, "watch") else None
-        stop_on_collapse = getattr(self.args, "on_collapse", "warn") == "stop"
-        self.guard = guard.Guard(self.args, self.exchange, self.memory, self.health, stop_on_collapse)
+        self.health = self.step.make_watch(self.audio_per_update())
+        self.guard = Guard(self.args, self.exchange, self.memory, self.health)
         self.add_callback(self.guard)
-        self.saved: Path | None = None
         self.in_backward = False
         self.sums: dict[str, torch.Tensor] = defaultdict(float)
         self.tallies: dict[str, Tally] = defaultdict(Tally)
@@ -97,20 +86,14 @@ class AcousticTrainer(Trainer):
 
         Raises:
             Interrupted: a signal asked the run to stop.
-            RunError: another process is gone.
         """
         if resume_from_checkpoint is not None and not self.args.ignore_data_skip:
             self.stream_state = load_stream_state(resume_from_checkpoint, self.args.process_index)
         self.args.ignore_data_skip = True
         if resume_from_checkpoint is not None and self.load_finished(resume_from_checkpoint):
             return
-        try:
-            with self.guard.signals:
-                super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        except RuntimeError as error:
-            if lost_process(error):
-                raise RunError(LOST_PROCESS) from None
-            raise
+        with self.guard.signals:
+            super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.guard.raise_if_interrupted(self.state.global_step, self.saved)
 
     def load_finished(self, checkpoint: str) -> bool:
@@ -128,80 +111,7 @@ class AcousticTrainer(Trainer):
             self.health.see(entry)
         return True
 
-    # ---- checkpoints
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """The Trainer's own writes in place, and a full disk ends the run."""
-        checkpoint = files.folder_of(self.args.output_dir, self.state.global_step)
-        if self.saved == checkpoint:
-            return
-        for _ in range(LAST_TRIES):
-            problem = self.save_whole(checkpoint)
-            self.guard.saved(problem)
-            if problem is None:
-                self.saved = checkpoint
-                break
-            at_the_end = self.state.global_step >= self.state.max_steps
-            say(
-                f"warning: {checkpoint.name} could not be saved ({problem}); earlier checkpoints are untouched, "
-                f"{'the run waits' if at_the_end else 'training goes on'}, and the next try is in "
-                f"{guard.RETRY_SECONDS:g} s"
-            )
-            if not at_the_end:
-                break
-            time.sleep(guard.RETRY_SECONDS)
-
-    def save_whole(self, checkpoint: Path) -> str | None:
-        """Write a checkpoint, on all processes. Returns what went wrong, on any of them; then there is none."""
-        staging, best_before = files.staging_of(checkpoint), self.state.best_model_checkpoint
-        best = (
-            files.folder_of(self.args.output_dir, self.state.best_global_step) if self.state.best_global_step else None
-        )
-        if best is not None and (best == checkpoint or best.is_dir()):
-            self.state.best_model_checkpoint = str(best)
-        problem = (
-            self.attempt(lambda: self.args.should_save and make_anew(staging))
-            or self.attempt(lambda: self.write_files(str(staging)))
-            or self.attempt(lambda: self.args.should_save and files.publish(checkpoint))
-        )
-        if problem is not None:
-            self.state.best_model_checkpoint = best_before
-            if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)  # its room is needed
-            return problem
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(checkpoint))
-        if self.args.should_save:
-            with contextlib.suppress(OSError):
-                files.keep_newest(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-        return None
-
-    def write_files(self, folder: str) -> None:
-        self.save_model(folder, _internal_call=True)
-        if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(folder)
-            self._save_scaler(folder)
-            self._save_rng_state(folder)
-        if self.args.should_save:
-            # TrainingArguments pickled: nothing here reads it, and a pickle is nothing to share.
-            Path(folder, "training_args.bin").unlink(missing_ok=True)
-            for part in (*self.callback_handler.callbacks, self.control):
-                if isinstance(part, ExportableState):
-                    self.state.stateful_callbacks[type(part).__name__] = part.state()
-            self.state.save_to_json(str(Path(folder, "trainer_state.json")))
-
-    def attempt(self, action: Callable[[], None]) -> str | None:
-        """Do something on every process; what a disk had against it on any of them."""
-        problem = None
-        try:
-            action()
-        except (OSError, SafetensorError) as error:
-            problem = getattr(error, "strerror", None) or str(error)
-        except RuntimeError as error:
-            if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
-                raise
-            problem = "a file could not be written; is the disk full?"
-        return next(filter(None, self.gather([problem])), None)
+    # ---- checkpoints (see saving.py)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """What each process saves of its own: random states, its place in the audio, its sums since the last log."""
@@ -400,11 +310,3 @@ class AcousticTrainer(Trainer):
             )
         say(f"nothing to evaluate: none of the recordings of {split!r} can be used")
         return {}
-
-    def gather(self, collected: list) -> list:
-        return gather_object(collected) if self.args.world_size > 1 else collected
-
-
-def make_anew(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)

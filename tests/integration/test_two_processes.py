@@ -91,6 +91,7 @@ def launched(tmp_path_factory, audio_file, tiny_config, group_norm_checkpoint):
             output_dir=folder / "resumed",
             resume_from_checkpoint=folder / "pretrained" / "checkpoint-4",
         ),
+        "short_of_memory": words(**pretrain, output_dir=folder / "short_of_memory"),
         "compiled": words(
             **{**pretrain, "config_overrides": json.dumps({**tiny_config, "layerdrop": 0.1}), "max_steps": 4},
             torch_compile_backend="aot_eager",
@@ -150,11 +151,11 @@ def test_each_process_hears_audio_of_its_own(launched):
     assert not set(lists[0]) & set(lists[1])
 
 
-@pytest.mark.parametrize("run", ["pretrain", "compiled", "finetune"])
+@pytest.mark.parametrize("run", ["pretrain", "short_of_memory", "compiled", "finetune"])
 def test_weights_are_the_same_on_both_after_every_update(launched, run):
     """Layers that one process drops, a frozen encoder and its release included."""
     first, second = launched[1](run)
-    assert len(first["updates"]) == {"pretrain": 7, "compiled": 5, "finetune": 6}[run]
+    assert len(first["updates"]) == {"pretrain": 7, "short_of_memory": 7, "compiled": 5, "finetune": 6}[run]
     assert first["updates"] == second["updates"]
 
 
@@ -165,6 +166,13 @@ def test_pretraining_moves_and_logs(launched):
         assert old["wav2vec2.encoder"] != new["wav2vec2.encoder"]
     assert logged(first, "loss") == logged(second, "loss")
     assert first["results"]["eval_contrastive_loss"] == second["results"]["eval_contrastive_loss"]
+
+
+def test_a_batch_that_one_process_has_no_room_for_holds_up_none(launched):
+    """It is left out there, and the update is made of the other batches."""
+    plain, short = (launched[1](run)[0]["updates"] for run in ("pretrain", "short_of_memory"))
+    assert short[:3] == plain[:3]
+    assert short[3] != plain[3] and short[4] != short[3]
 
 
 def test_compiled_with_layerdrop_it_trains_on_few_graphs(launched):

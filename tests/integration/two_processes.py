@@ -64,6 +64,21 @@ def spied(script, argv: list[str]) -> dict:
     return {"windows": windows, "updates": digests.updates, "history": digests.history, "results": results}
 
 
+def short_of_memory(argv: list[str]) -> dict:
+    """The second process has no room for its first batch of the third update and for its second batch of the fourth;
+    for the second batch of an update the other process waits.
+    """
+    calls, compute = itertools.count(), AcousticTrainer.compute_loss
+
+    def sometimes(trainer, *args, **kwargs):
+        if RANK == 1 and next(calls) in (4, 7):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute(trainer, *args, **kwargs)
+
+    with mock.patch.object(AcousticTrainer, "compute_loss", sometimes):
+        return spied(run_pretrain, argv)
+
+
 class Given(IterableDataset):
     """Batches with their targets, over and over."""
 
@@ -115,6 +130,7 @@ def main(folder: Path) -> None:
         "given": lambda: train_on(given["batches"][RANK], given["checkpoint"], str(folder / "given")),
         "pretrain": lambda: spied(run_pretrain, argv["pretrain"]),
         "resumed": lambda: spied(run_pretrain, argv["resumed"]),
+        "short_of_memory": lambda: short_of_memory(argv["short_of_memory"]),
         "compiled": lambda: spied(run_pretrain, argv["compiled"]),
         "finetune": lambda: spied(run_finetune, argv["finetune"]),
     }

@@ -163,6 +163,19 @@ def test_the_loss_is_summed_and_the_metrics_are_sums(models, batch):
     assert 0 <= output.metrics["accuracy"] <= count
     assert not any(value.requires_grad for value in output.metrics.values())
     torch.testing.assert_close(output.metrics["code_perplexity"] / count, output.codevector_perplexity)
+    lowest, groups = output.metrics["lowest_group_perplexity"] / count, ours.config.num_codevector_groups
+    assert 1 <= lowest <= output.codevector_perplexity / groups
+
+
+def test_a_dead_group_shows_in_the_lowest_perplexity(models, batch):
+    """The sum over groups hides it: the others' codes are enough for a healthy total."""
+    ours = models[0].eval()
+    quantizer = ours.quantizer
+    with torch.no_grad():
+        quantizer.weight_proj.weight[: quantizer.num_vars] = 0
+        output = ours(**batch)
+    assert output.metrics["lowest_group_perplexity"] / output.num_targets == pytest.approx(1)
+    assert output.codevector_perplexity > quantizer.num_groups
 
 
 def test_accuracy_equals_a_loop_over_transformers_vectors(models, batch):

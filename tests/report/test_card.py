@@ -70,3 +70,8 @@ def test_the_last_logged_values_of_training():
 )
 def test_the_usage_is_python(usage):
     ast.parse(usage)
+
+
+def test_what_the_watch_said(card):
+    assert "\n## Health\n\n- one line\n- another\n" in card(health=["one line", "another"])
+    assert "## Health" not in card()

@@ -22,7 +22,7 @@ def record(tmp_path, monkeypatch):
         argv = ["--dataset_name", "sounds", "--output_dir", str(tmp_path), "--use_cpu", "true", *argv]
         monkeypatch.setattr(sys, "argv", ["/somewhere/run_pretrain.py", *argv])
         *_, args = parse_pretraining(argv)
-        write_run(str(tmp_path), args, ["a note"], 12.34)
+        write_run(str(tmp_path), args, ["a note"], 12.34, ["a verdict"])
         return read_json(tmp_path / "run.json"), (tmp_path / "run.json").read_text()
 
     return make
@@ -35,6 +35,10 @@ def test_no_token_is_written(record, words):
     content, text = record(words)
     assert SECRET not in text
     assert "***" in content["command"]
+
+
+def test_the_verdicts_of_the_watch_are_there(record):
+    assert record([])[0]["health"] == ["a verdict"]
 
 
 def test_the_command_and_what_was_given_are_there(record):

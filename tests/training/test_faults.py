@@ -9,11 +9,9 @@ import torch
 
 import run_pretrain
 from acoustic.console import Interrupted, RunError
-from acoustic.data import batches
 from acoustic.report.record import read_json
 from acoustic.training import checkpoint as files
-from acoustic.training import guard
-from acoustic.training import trainer as trainer_module
+from acoustic.training import guard, saving
 from acoustic.training.trainer import AcousticTrainer
 
 ADAMW = {"optim": "adamw_torch_fused", "learning_rate": 1e-3, "weight_decay": 0.01}
@@ -197,7 +195,7 @@ def test_what_the_system_says_of_a_full_disk_is_understood(pretrain_args, tmp_pa
     import resource
 
     write = AcousticTrainer.write_files
-    monkeypatch.setattr(trainer_module, "LAST_TRIES", 1)
+    monkeypatch.setattr(saving, "LAST_TRIES", 1)
 
     def limited(trainer, folder):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -12,8 +12,8 @@ from acoustic.training.pretraining import PretrainingStep
 
 # design.md, "Logged in pretraining".
 LOGGED = """
-    loss contrastive_loss diversity_loss accuracy code_perplexity prob_perplexity gumbel_temperature masked_fraction
-    grad_norm learning_rate audio_seconds_per_second hours_seen data_wait_fraction
+    loss contrastive_loss diversity_loss accuracy code_perplexity lowest_group_perplexity prob_perplexity
+    gumbel_temperature masked_fraction grad_norm learning_rate audio_seconds_per_second hours_seen data_wait_fraction
 """
 
 

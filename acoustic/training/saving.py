@@ -1,0 +1,109 @@
+"""The half of our Trainer that writes checkpoints: beside the run, whole or not at all, and never the end of it."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from transformers import Trainer
+from transformers.trainer_callback import ExportableState
+
+from acoustic.console import say
+from acoustic.training import checkpoint as files
+from acoustic.training import guard
+
+# After the last update no more come, so a checkpoint that can't be written is waited for: half an hour.
+LAST_TRIES = 30
+
+
+class SavingTrainer(Trainer):
+    """Instead of the Trainer's own writing in place, which a full disk ends and a kill leaves half.
+
+    Needs `guard` (a `guard.Guard`).
+    """
+
+    saved: Path | None = None  # the newest checkpoint of this process's life
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Called by the Trainer, on all processes, when `control.should_save`."""
+        checkpoint = files.folder_of(self.args.output_dir, self.state.global_step)
+        if self.saved == checkpoint:
+            return
+        for number in range(1, LAST_TRIES + 1):
+            problem = self.save_whole(checkpoint)
+            self.guard.saved(problem)
+            if problem is None:
+                self.saved = checkpoint
+                return
+            waits = self.state.global_step >= self.state.max_steps and number < LAST_TRIES
+            say(
+                f"warning: {checkpoint.name} could not be saved ({problem}); earlier checkpoints are untouched, "
+                f"{'the run waits' if waits else 'the run goes on'}, and the next try is in {guard.RETRY_SECONDS:g} s"
+            )
+            if not waits:
+                return
+            time.sleep(guard.RETRY_SECONDS)
+
+    def save_whole(self, checkpoint: Path) -> str | None:
+        """Write a checkpoint, on all processes. Returns what went wrong, on any of them; then there is none."""
+        staging, best_before = files.staging_of(checkpoint), self.state.best_model_checkpoint
+        best = (
+            files.folder_of(self.args.output_dir, self.state.best_global_step) if self.state.best_global_step else None
+        )
+        if best is not None and (best == checkpoint or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)
+        problem = (
+            self.attempt(lambda: self.args.should_save and make_anew(staging))
+            or self.attempt(lambda: self.write_files(str(staging)))
+            or self.attempt(lambda: self.args.should_save and files.publish(checkpoint))
+        )
+        if problem is not None:
+            self.state.best_model_checkpoint = best_before
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)  # its room is needed
+            return problem
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+        if self.args.should_save:
+            with contextlib.suppress(OSError):
+                files.keep_newest(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        return None
+
+    def write_files(self, folder: str) -> None:
+        self.save_model(folder, _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(folder)
+            self._save_scaler(folder)
+            self._save_rng_state(folder)
+        if self.args.should_save:
+            # TrainingArguments pickled: nothing here reads it, and a pickle is nothing to share.
+            Path(folder, "training_args.bin").unlink(missing_ok=True)
+            for part in (*self.callback_handler.callbacks, self.control):
+                if isinstance(part, ExportableState):
+                    self.state.stateful_callbacks[type(part).__name__] = part.state()
+            self.state.save_to_json(str(Path(folder, "trainer_state.json")))
+
+    def attempt(self, action: Callable[[], None]) -> str | None:
+        """Do something on every process; what a disk had against it on any of them."""
+        problem = None
+        try:
+            action()
+        except (OSError, SafetensorError) as error:
+            problem = getattr(error, "strerror", None) or str(error)
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+                raise
+            problem = "a file could not be written; is the disk full?"
+        return next(filter(None, self.gather([problem])), None)
+
+    def gather(self, collected: list) -> list:
+        """The lists of all processes, joined."""
+        return gather_object(collected) if self.args.world_size > 1 else collected
+
+
+def make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
