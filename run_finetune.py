@@ -18,6 +18,7 @@ from acoustic.tasks import TASKS
 from acoustic.training import setup
 from acoustic.training.finetuning import FinetuningStep, choose_freeze_steps
 from acoustic.training.resume import find_checkpoint, make_room
+from acoustic.training.sizing import choose_sizes
 from acoustic.training.trainer import AcousticTrainer
 
 
@@ -49,14 +50,15 @@ def main(argv: list[str] | None = None) -> dict:
         count_all=args.max_steps <= 0,
     )
     say(f"labeled audio: {found or 'a stream from ' + rows.description}")
-    batch_seconds = setup.choose_batch_seconds(data_args, args)
+    rate = feature_extractor.sampling_rate
+    batch_seconds = choose_sizes(args, data_args, rate)
     setup.choose_max_steps(args, found, batch_seconds)
     setup.choose_workers(args, found)
 
     if args.freeze_feature_encoder and not args.random_weights:
         model.freeze_feature_encoder()
     collate = PadToLongest(feature_extractor, task.encode)
-    stream = {"rate": feature_extractor.sampling_rate, "batch_seconds": batch_seconds}
+    stream = {"rate": rate, "batch_seconds": batch_seconds}
     eval_stream = None
     if held_out is not None and args.eval_strategy != "no":
         eval_stream = setup.make_stream([(held_out, 1.0)], eval_plan, collate, args, train=False, **stream)

@@ -19,6 +19,7 @@ from acoustic.report import report_pretraining
 from acoustic.training import setup
 from acoustic.training.pretraining import PretrainingStep
 from acoustic.training.resume import find_checkpoint, make_room
+from acoustic.training.sizing import choose_sizes
 from acoustic.training.trainer import AcousticTrainer
 
 
@@ -39,9 +40,6 @@ def main(argv: list[str] | None = None) -> dict:
         show_progress=args.process_index == 0,
     )
     say(f"audio: {found or 'a stream from ' + ', '.join(rows.description for rows, _ in sources)}")
-    batch_seconds = setup.choose_batch_seconds(data_args, args)
-    setup.choose_max_steps(args, found, batch_seconds)
-    setup.choose_workers(args, found)
 
     model, feature_extractor, notes = build_for_pretraining(
         args.objective,
@@ -53,8 +51,12 @@ def main(argv: list[str] | None = None) -> dict:
     for note in notes:
         say(note)
     setup.prepare_step(args, model)
+    step, rate = PretrainingStep(model, args), feature_extractor.sampling_rate
+    batch_seconds = choose_sizes(args, data_args, rate, model, step, checkpoint)
+    setup.choose_max_steps(args, found, batch_seconds)
+    setup.choose_workers(args, found)
 
-    stream = {"rate": feature_extractor.sampling_rate, "batch_seconds": batch_seconds, "unlabeled": True}
+    stream = {"rate": rate, "batch_seconds": batch_seconds, "unlabeled": True}
     collate = Rectangle(feature_extractor)
     eval_stream = None
     if held_out and args.eval_strategy != "no":
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> dict:
         model=model,
         processing_class=feature_extractor,
         args=setup.without_evaluation(args) if eval_stream is None else args,
-        step=PretrainingStep(model, args),
+        step=step,
         train_dataset=setup.make_stream(sources, plan, collate, args, train=True, **stream),
         eval_dataset=eval_stream,
         max_skipped_fraction=data_args.max_skipped_fraction,

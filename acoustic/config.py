@@ -70,8 +70,10 @@ class DataArguments:
     )
     max_duration_in_seconds: float = option(15.6, "longest window, in seconds (15.6 s: the paper's 250,000 samples)")
     min_duration_in_seconds: float = option(1.0, "recordings shorter than this are skipped, in seconds")
-    batch_seconds: float | None = option(
-        None, "audio in one micro-batch on one device, in seconds; default 87.5 (the paper's) on a GPU, 20 on a CPU"
+    batch_seconds: str | None = option(
+        None,
+        "audio in one micro-batch on one device, in seconds, or 'auto' for what fits in memory (pretraining); default "
+        "87.5 (the paper's) on a GPU, 20 on a CPU",
     )
     validation_split_percentage: float = option(
         5.0, "percent of the recordings that is held out, by a hash of their names, where no eval_split_name is given"
@@ -94,7 +96,12 @@ class DataArguments:
                 f"max_duration_in_seconds ({self.max_duration_in_seconds:g}) must be at least twice "
                 f"min_duration_in_seconds ({self.min_duration_in_seconds:g}): long recordings are cut without a rest"
             )
-        if self.batch_seconds is not None and self.batch_seconds < self.max_duration_in_seconds:
+        if self.batch_seconds not in (None, "auto"):
+            try:
+                self.batch_seconds = float(self.batch_seconds)
+            except ValueError:
+                raise UserError(f"batch_seconds: seconds of audio, or 'auto', not {self.batch_seconds!r}") from None
+        if isinstance(self.batch_seconds, float) and not self.batch_seconds >= self.max_duration_in_seconds:
             raise UserError(
                 f"batch_seconds ({self.batch_seconds:g}) holds no window of max_duration_in_seconds "
                 f"({self.max_duration_in_seconds:g}); raise the first or lower the second"
@@ -170,6 +177,10 @@ class RunArguments(TrainingArguments):
     logging_nan_inf_filter: bool = option(False, "hide non-finite losses from the log (costs a device sync per step)")
     eval_strategy: str = option("steps", "evaluate every eval_steps updates ('steps') or never ('no')")
     save_total_limit: int | None = option(2, "checkpoints to keep")
+    update_seconds: float | None = option(
+        None,
+        "audio in an optimizer update over all processes, in seconds (paper: 5760); gradient accumulation follows",
+    )
     save_minutes: float | None = option(
         None, "save a checkpoint whenever so many minutes have passed since the last, beside save_steps"
     )
@@ -194,6 +205,8 @@ class RunArguments(TrainingArguments):
             raise UserError("gradient_accumulation_steps: at least 1")
         if self.seed < 0:
             raise UserError("seed: not below 0")
+        if self.update_seconds is not None and not self.update_seconds > 0:
+            raise UserError("update_seconds: above 0")
         if self.save_minutes is not None and not self.save_minutes > 0:
             raise UserError("save_minutes: above 0")
         if self.max_nonfinite_updates < 1:
@@ -325,6 +338,10 @@ class FinetuningArguments(RunArguments):
     save_steps: float = option(200, "save a checkpoint every so many updates")
 
     def __post_init__(self):
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+            raise UserError(
+                "fsdp is for pretraining; fine-tune under recipes/accelerate/multi_gpu.yaml, from a model of either"
+            )
         # transformers only knows its own schedules by name; ours is made by the trainer.
         self.tri_stage = self.lr_scheduler_type == "tri_stage"
         if self.tri_stage:
@@ -412,6 +429,8 @@ def parse(dataclasses_: tuple, argv: list[str] | None = None) -> tuple:
     parsed[-1].given = {name: getattr(namespace, name) for name in sorted(names)}
     if "config_overrides" in names:
         parsed[-1].given["config_overrides"] = parsed[0].config_overrides
+    if {"update_seconds", "gradient_accumulation_steps"} <= explicit:
+        raise UserError("update_seconds: chooses gradient_accumulation_steps; give one of the two")
     if getattr(parsed[-1], "tri_stage", False) and "warmup_steps" in explicit:
         raise UserError(
             "warmup_steps: tri_stage warms up for 10 % of the updates; choose lr_scheduler_type linear, say"

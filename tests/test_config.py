@@ -112,7 +112,6 @@ def test_an_option_of_the_other_script_is_unknown(base, fine):
     [
         ("max_steps", "many", "int"),
         ("learning_rate", "fast", "float"),
-        ("batch_seconds", "long", "float"),
         ("streaming", "perhaps", "perhaps"),
         ("objective", "bert", "invalid choice"),
         ("negatives_from", "space", "invalid choice"),

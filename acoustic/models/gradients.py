@@ -24,7 +24,8 @@ class ScaleGradient(torch.autograd.Function):
 def leave_out(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """x, past a module whose parameters get gradients of zero.
 
-    DistributedDataParallel waits for a gradient of every parameter; and one process then does what many do.
+    DistributedDataParallel waits for a gradient of every parameter; and one process then does what many do. Under FSDP
+    the module is not gathered: its parameters are shards (DTensors) here, and so are the zeros.
     """
     return LeaveOut.apply(x, *[parameter for parameter in module.parameters() if parameter.requires_grad])
 

@@ -1,6 +1,7 @@
 """What the processes of a run tell each other on their hosts, without waiting for a device."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -12,12 +13,12 @@ from acoustic.console import LOST_PROCESS, RunError, UserError
 class Exchange:
     """Sums of a few numbers over all processes; with one process, the numbers themselves."""
 
-    def __init__(self, world_size: int):
+    def __init__(self, world_size: int, patience: float = 1800):
+        """patience: seconds to wait for the others (`ddp_timeout`)."""
         self.group = None
         if world_size > 1:
-            # NCCL only knows tensors on the device, behind everything that is still to be computed there.
-            on_host = distributed.get_backend() == "gloo"
-            self.group = distributed.group.WORLD if on_host else distributed.new_group(backend="gloo")
+            # Not NCCL, which only knows tensors on the device, behind everything that is still to be computed there.
+            self.group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=patience))
 
     def totals(self, *numbers: float) -> list[float]:
         """
@@ -32,10 +33,6 @@ class Exchange:
         except RuntimeError as error:
             raise RunError(f"{LOST_PROCESS} ({str(error).splitlines()[0]})") from None
         return values.tolist()
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        self.totals(0)
 
 
 def found_by_first(world_size: int, process_index: int, find: Callable):

@@ -140,6 +140,20 @@ def is_finished(args, checkpoint: str, updates: int) -> bool:
     return False
 
 
+def refuse_another_kind(checkpoint: str, sharded: bool) -> None:
+    """
+    Raises:
+        UserError: it was saved by a run under FSDP and this one is not, or the other way round.
+    """
+    was_sharded = any(Path(checkpoint).glob("*_fsdp*"))
+    if was_sharded != sharded:
+        saved, now = ("FSDP", "DDP or one process")[:: 1 if was_sharded else -1]
+        raise UserError(
+            f"resume_from_checkpoint: {checkpoint!r} was saved under {saved}, and this run is under {now}; run as "
+            f"before, or begin anew from its weights with --model_name_or_path {checkpoint}"
+        )
+
+
 def stream_file(checkpoint: str, process: int) -> Path:
     return Path(checkpoint, f"stream_{process}.json")
 

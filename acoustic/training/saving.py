@@ -4,11 +4,14 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from accelerate.utils import gather_object
+import torch
+from accelerate.utils import gather_object, save_fsdp_model, save_fsdp_optimizer
 from safetensors import SafetensorError
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
 
 from acoustic.console import say
@@ -73,11 +76,10 @@ class SavingTrainer(Trainer):
         return None
 
     def write_files(self, folder: str) -> None:
-        self.save_model(folder, _internal_call=True)
+        writes = [partial(self.save_model, _internal_call=True)]
         if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(folder)
-            self._save_scaler(folder)
-            self._save_rng_state(folder)
+            writes += [self._save_optimizer_and_scheduler, self._save_scaler, self._save_rng_state]
+        all_of(*(partial(write, folder) for write in writes))
         if self.args.should_save:
             # TrainingArguments pickled: nothing here reads it, and a pickle is nothing to share.
             Path(folder, "training_args.bin").unlink(missing_ok=True)
@@ -86,22 +88,52 @@ class SavingTrainer(Trainer):
                     self.state.stateful_callbacks[type(part).__name__] = part.state()
             self.state.save_to_json(str(Path(folder, "trainer_state.json")))
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        plugin, scheduler = self.accelerator.state.fsdp_plugin, Path(output_dir, SCHEDULER_NAME)
+        all_of(
+            lambda: save_fsdp_model(plugin, self.accelerator, self.model, output_dir),
+            lambda: save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir),
+            lambda: self.args.should_save and torch.save(self.lr_scheduler.state_dict(), scheduler),
+        )
+
     def attempt(self, action: Callable[[], None]) -> str | None:
         """Do something on every process; what a disk had against it on any of them."""
         problem = None
         try:
             action()
-        except (OSError, SafetensorError) as error:
-            problem = getattr(error, "strerror", None) or str(error)
-        except RuntimeError as error:
-            if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+        except (OSError, SafetensorError, RuntimeError) as error:
+            problem = what_a_disk_said(error)
+            if problem is None:
                 raise
-            problem = "a file could not be written; is the disk full?"
         return next(filter(None, self.gather([problem])), None)
 
     def gather(self, collected: list) -> list:
         """The lists of all processes, joined."""
         return gather_object(collected) if self.args.world_size > 1 else collected
+
+
+def all_of(*writes: Callable[[], None]) -> None:
+    """Do each, then raise the first that a disk was against: under FSDP all processes gather what one then writes."""
+    errors = []
+    for write in writes:
+        try:
+            write()
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if what_a_disk_said(error) is None:
+                raise
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def what_a_disk_said(error: Exception) -> str | None:
+    if isinstance(error, (OSError, SafetensorError)):
+        return getattr(error, "strerror", None) or str(error)
+    if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+        return "a file could not be written; is the disk full?"
+    return None
 
 
 def make_anew(folder: Path) -> None:

@@ -26,8 +26,6 @@ from acoustic.training.stopping import stop_with_launcher
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
-CPU_BATCH_SECONDS, GPU_BATCH_SECONDS = 20.0, 87.5
-
 
 def start(args) -> float:
     """Seed everything, quiet the libraries, make the output folder. Returns the time for `wall_seconds`."""
@@ -50,6 +48,8 @@ def start(args) -> float:
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         # What `accelerate launch --cpu --num_processes 2` leaves behind: it starts one process, and says nothing.
         say("warning: accelerate's --cpu starts one process; for two: recipes/accelerate/two_cpu_processes.yaml")
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and args.device.type == "cpu":
+        say("warning: accelerate shards a model (FSDP) on GPUs only; here each process has a copy of it (DDP)")
     try:
         os.makedirs(args.output_dir, exist_ok=True)
     except OSError as error:
@@ -59,20 +59,6 @@ def start(args) -> float:
 
 def survey_once(args, sources: list, plan, **options) -> Survey | None:
     return found_by_first(args.world_size, args.process_index, lambda: survey(sources, plan, **options))
-
-
-def choose_batch_seconds(data_args, args) -> float:
-    """The given one, or the paper's 87.5 s (1.4 M samples) on a GPU and 20 s on a CPU; at least the longest window."""
-    chosen = data_args.batch_seconds
-    if chosen is None:
-        chosen = CPU_BATCH_SECONDS if args.device.type == "cpu" else GPU_BATCH_SECONDS
-        chosen = max(chosen, data_args.max_duration_in_seconds)
-    update = chosen * args.gradient_accumulation_steps * args.world_size
-    say(
-        f"update: up to {update:g} s of audio = {chosen:g} s in a batch x {args.gradient_accumulation_steps} "
-        f"accumulated x {args.world_size} processes on {args.device.type}"
-    )
-    return chosen
 
 
 def choose_max_steps(args, survey: Survey | None, batch_seconds: float) -> None:

@@ -5,12 +5,15 @@ micro-batches and processes. Dividing per micro-batch would weigh the frames of 
 one.
 """
 
+import contextlib
 import time
 from collections import defaultdict
 from pathlib import Path
 
 import torch
 from accelerate.utils.memory import clear_device_cache
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 from transformers.trainer_callback import TrainerState
 
@@ -21,7 +24,7 @@ from acoustic.data.tally import Tally, refuse_too_many
 from acoustic.training.exchange import Exchange
 from acoustic.training.faults import IN_BACKWARD, NonFiniteUpdates, OutOfMemory, is_out_of_memory
 from acoustic.training.guard import Guard
-from acoustic.training.resume import load_stream_state, save_stream_state
+from acoustic.training.resume import load_stream_state, refuse_another_kind, save_stream_state
 from acoustic.training.saving import SavingTrainer
 from acoustic.training.schedule import tri_stage
 
@@ -46,7 +49,7 @@ class AcousticTrainer(SavingTrainer):
         # We scale the loss ourselves: no division by the accumulation steps is due.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self.exchange = Exchange(self.args.world_size)
+        self.exchange = Exchange(self.args.world_size, self.args.ddp_timeout)
         self.nonfinite = NonFiniteUpdates(self.args.device, self.args.max_nonfinite_updates)
         self.memory = OutOfMemory(getattr(self.train_dataset, "batch_seconds", 0.0))
         self.health = self.step.make_watch(self.audio_per_update())
@@ -59,6 +62,16 @@ class AcousticTrainer(SavingTrainer):
         self.stream_state: dict | None = None
         self.audio_seconds = self.wait_seconds = self.hours_seen = 0.0
         self.last_log = time.perf_counter()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """accelerate would have FSDP round all weights to the half type, and the audio that goes in, and the loss."""
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
+        """accelerate puts autocast around the model's forward, but under FSDP it leaves that out."""
+        return self.accelerator.autocast() if self.is_fsdp_enabled else contextlib.nullcontext()
 
     # ---- data
 
@@ -90,8 +103,10 @@ class AcousticTrainer(SavingTrainer):
         if resume_from_checkpoint is not None and not self.args.ignore_data_skip:
             self.stream_state = load_stream_state(resume_from_checkpoint, self.args.process_index)
         self.args.ignore_data_skip = True
-        if resume_from_checkpoint is not None and self.load_finished(resume_from_checkpoint):
-            return
+        if resume_from_checkpoint is not None:
+            refuse_another_kind(resume_from_checkpoint, self.is_fsdp_enabled)
+            if self.load_finished(resume_from_checkpoint):
+                return
         with self.guard.signals:
             super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.guard.raise_if_interrupted(self.state.global_step, self.saved)
@@ -104,6 +119,7 @@ class AcousticTrainer(SavingTrainer):
         say(f"all {state.global_step} updates are made: what is left is to evaluate and report")
         self.state = state
         self._load_from_checkpoint(checkpoint)
+        self.model.to(self.args.device)
         if self.args.load_best_model_at_end and state.best_model_checkpoint:
             self._load_best_model()
         self.get_train_dataloader()
@@ -202,6 +218,7 @@ class AcousticTrainer(SavingTrainer):
     def _get_grad_norm(self, model, grad_norm=None):
         """Just before the optimizer's step: an update that is not finite must not be made."""
         norm = super()._get_grad_norm(model, grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP leaves each process with its part
         scaled = getattr(self.accelerator, "scaler", None) is not None
         self.nonfinite.leave_out(norm, self.optimizer, model.parameters(), scaled, sharded=self.is_fsdp_enabled)
         return norm

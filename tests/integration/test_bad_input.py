@@ -11,7 +11,9 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 import run_finetune
 import run_pretrain
-from acoustic.console import one_line_errors
+from acoustic.config import parse_finetuning
+from acoustic.console import UserError, one_line_errors
+from acoustic.training.resume import refuse_another_kind
 
 
 @pytest.fixture
@@ -217,9 +219,28 @@ def test_output_dir_that_can_not_be_made(pretrain, audio_folder, tmp_path):
 
 def test_nothing_to_resume_from(pretrain, audio_folder, tmp_path):
     folder = audio_folder(2, seconds=1.2)
-    pretrain(folder, "resume_from_checkpoint: no checkpoint in", options=("--resume_from_checkpoint", "true"))
+    pretrain(folder, "resume_from_checkpoint: no whole checkpoint in", options=("--resume_from_checkpoint", "true"))
     other = str(tmp_path / "gone")
-    pretrain(folder, "resume_from_checkpoint: no checkpoint in", other, options=("--resume_from_checkpoint", other))
+    message = "is not a whole checkpoint: no complete.json"
+    pretrain(folder, message, "resume_from_checkpoint", other, options=("--resume_from_checkpoint", other))
+
+
+def test_resuming_under_fsdp_what_was_not(tmp_path):
+    (tmp_path / "pytorch_model_fsdp.bin").touch()
+    refuse_another_kind(str(tmp_path), sharded=True)
+    with pytest.raises(UserError, match="saved under FSDP, and this run is under DDP or one process; run as before"):
+        refuse_another_kind(str(tmp_path), sharded=False)
+    (tmp_path / "pytorch_model_fsdp.bin").unlink()
+    refuse_another_kind(str(tmp_path), sharded=False)
+    with pytest.raises(UserError, match="saved under DDP or one process, and this run is under FSDP"):
+        refuse_another_kind(str(tmp_path), sharded=True)
+
+
+def test_fine_tuning_under_fsdp(monkeypatch, audio_folder, group_norm_checkpoint, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    words = ["--dataset_name", str(audio_folder(2)), "--model_name_or_path", group_norm_checkpoint]
+    with pytest.raises(UserError, match="fsdp is for pretraining; fine-tune under recipes/accelerate/multi_gpu.yaml"):
+        parse_finetuning([*words, "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"])
 
 
 def test_a_stream_without_max_steps(pretrain, audio_folder, tmp_path):
