@@ -34,6 +34,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("words", commands())
 def test_command_parses(words, monkeypatch):
     monkeypatch.chdir(ROOT)
+    words = words[words.index("accelerate") :] if words[0] == "timeout" else words
     script = next((word for word in words if word in PARSERS), None)
     if script and "--help" not in words:
         PARSERS[script]([*words[words.index(script) + 1 :], "--use_cpu", "true"])

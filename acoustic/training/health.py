@@ -268,6 +268,8 @@ def outside(value: float | None, wrong: float, right: float) -> bool | None:
 
 
 def smaller_rate(facts: Facts) -> str:
+    if facts.learning_rate >= 4 * PAPER_LEARNING_RATE:
+        return f"--learning_rate {PAPER_LEARNING_RATE:g} (the paper's)"
     return f"--learning_rate {facts.learning_rate / 2:.2g} (half)"
 
 
