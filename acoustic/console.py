@@ -14,6 +14,10 @@ class ShareError(UserError):
     """One that a single process meets, in its share of the audio; so that process says it, whichever it is."""
 
 
+class NothingToDo(UserError):
+    """The run is at its end, and was only to go on if it wasn't. Exit code 0."""
+
+
 class RunError(RuntimeError):
     """What ended a run that was begun rightly, in one line: what, where and how to go on. Exit code 1."""
 
@@ -50,6 +54,9 @@ def one_line_errors():
     try:
         yield
         end_process_group()
+    except NothingToDo as reason:
+        end_process_group()
+        say(str(reason))
     except UserError as error:
         if is_main_process() or isinstance(error, ShareError):
             # torch puts the traceback of a data worker in front of the message.

@@ -31,7 +31,7 @@ def report_pretraining(trainer, model_args, data_args, survey, notes, results, w
     results = {**last_training(history), **results, "hours_seen": trainer.hours_seen, "wall_seconds": wall_seconds}
     if not trainer.is_world_process_zero():
         return results
-    write_common(trainer, notes, results, tallies, wall_seconds)
+    write_common(trainer, notes, tallies, wall_seconds)
     curve = figures.pretraining_curves(
         output_dir,
         history,
@@ -49,6 +49,7 @@ def report_pretraining(trainer, model_args, data_args, survey, notes, results, w
         usage=PRETRAINED_USE.format(rate=trainer.train_dataset.rate),
         health=verdict_lines(trainer) or [f"the watch ({len(trainer.health.checks)} checks) had nothing to say"],
     )
+    write_results(output_dir, results)
     say_where(output_dir, results, ("eval_contrastive_loss", "eval_accuracy", "eval_code_perplexity"))
     return results
 
@@ -62,7 +63,7 @@ def report_finetuning(
     results = {**last_training(history), **results, "wall_seconds": wall_seconds}
     if not trainer.is_world_process_zero():
         return results
-    write_common(trainer, notes, results, tallies, wall_seconds)
+    write_common(trainer, notes, tallies, wall_seconds)
     drawn = [figures.finetuning_curves(output_dir, history, task.best_metric)]
     for split, collected in tested.items():
         write_json(Path(output_dir, f"predictions_{split}.json"), {"predictions": task.readable(collected)})
@@ -77,16 +78,21 @@ def report_finetuning(
         figures=drawn,
         usage=PIPELINE_USE.format(pipeline=PIPELINES[name]),
     )
+    write_results(output_dir, results)
     say_where(output_dir, results, tuple(f"{split}_{metric}" for split in tested for metric in task.shown_metrics))
     return results
 
 
-def write_common(trainer, notes, results, tallies, wall_seconds: float) -> None:
+def write_common(trainer, notes, tallies, wall_seconds: float) -> None:
     output_dir = trainer.args.output_dir
     Path(output_dir, "figures").mkdir(exist_ok=True)
     write_run(output_dir, trainer.args, notes, wall_seconds, verdict_lines(trainer))
     reports = {split: tally.report() for split, tally in tallies.items()}
     write_data_report(output_dir, trainer.train_dataset.description, trainer.hours_seen, reports)
+
+
+def write_results(output_dir: str, results: dict) -> None:
+    """Last of all: that they are there says that a run is at its end, with nothing left to do when it is resumed."""
     write_json(Path(output_dir, "all_results.json"), results)
 
 

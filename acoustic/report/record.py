@@ -15,7 +15,10 @@ LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "accelerate", "s
 
 
 def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    """All of it or, where the process is killed, nothing."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    aside.replace(path)
 
 
 def read_json(path: Path) -> dict:

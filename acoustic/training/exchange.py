@@ -48,8 +48,8 @@ def found_by_first(world_size: int, process_index: int, find: Callable):
         try:
             told[0] = find()
         except UserError as error:
-            told[1] = str(error)
+            told[1] = error
     found, mistake = broadcast_object_list(told)
     if mistake is not None:
-        raise UserError(mistake)
+        raise mistake
     return found

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from acoustic.console import ShareError, UserError, say
+from acoustic.console import NothingToDo, ShareError, UserError, say
 from acoustic.training import checkpoint as files
 from acoustic.training.exchange import found_by_first
 
@@ -108,7 +108,7 @@ def make_room(args, checkpoint: str | None) -> None:
     """Just before training, when all else is known to be right: an old run's checkpoints must not be a new run's.
 
     Raises:
-        UserError: the run to resume is at its end.
+        UserError: the run to resume is at its end (with `auto`, `NothingToDo`).
     """
     found_by_first(args.world_size, args.process_index, lambda: clear_up(args, checkpoint))
 
@@ -119,6 +119,8 @@ def clear_up(args, checkpoint: str | None) -> None:
     if checkpoint is not None:
         done = json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"]
         if is_finished(args, checkpoint, done):
+            if args.resume_from_checkpoint == "auto":
+                raise NothingToDo(f"nothing left to do: {args.output_dir} has made its {done} updates and its report")
             raise UserError(f"max_steps: {checkpoint!r} has made its {done} updates; raise max_steps to go on")
         if Path(checkpoint).parent.resolve() == Path(args.output_dir).resolve():
             begun = files.update_of(Path(checkpoint))

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 import run_pretrain
-from acoustic.console import UserError
+from acoustic import report
+from acoustic.console import NothingToDo, UserError, one_line_errors
 from acoustic.data import batches
 from acoustic.report.record import read_json
 from acoustic.training import checkpoint as files
@@ -75,6 +76,24 @@ def test_a_run_killed_before_its_report_is_finished_without_training(pretrain_ar
     assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
     with pytest.raises(UserError, match="has made its 4 updates; raise max_steps"):
         run_pretrain.main([*argv, "--resume_from_checkpoint", "true"])
+
+
+def test_a_run_killed_in_its_report_writes_it_anew(pretrain_args, tmp_path, monkeypatch, capsys):
+    """Whatever was last written; and once it is whole, `auto` finds nothing left to do, which is no failure."""
+    argv = pretrain_args(max_steps=2, eval_strategy="no")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(report, "write_card", interrupted)
+        run_pretrain.main(argv)
+    argv += ["--resume_from_checkpoint", "auto"]
+    run_pretrain.main(argv)
+    assert (tmp_path / "out" / "README.md").is_file()
+    with one_line_errors():
+        run_pretrain.main(argv)
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
 
 
 def test_what_was_skipped_before_is_still_told_after(pretrain_args, tmp_path):
@@ -214,6 +233,8 @@ def test_a_finished_run_has_nothing_to_resume(folder):
     (folder / "all_results.json").write_text("{}")
     with pytest.raises(UserError, match="has made its 10 updates; raise max_steps"):
         make_room(given, str(folder / "checkpoint-10"))
+    with pytest.raises(NothingToDo, match="has made its 10 updates and its report"):
+        make_room(arguments(folder, "auto", max_steps=10), str(folder / "checkpoint-10"))
     given.max_steps = 11
     make_room(given, str(folder / "checkpoint-10"))
 
