@@ -174,8 +174,10 @@ class BatchStream(IterableDataset):
         if not kept:
             return None
         batch = self.collate(kept, waveforms)
-        # What the model hears, without padding.
-        samples = min(sum(map(len, waveforms)), math.prod(batch["input_values"].shape))
+        # What the model hears: cropped, and without padding.
+        samples = sum(map(len, waveforms))
+        if "input_values" in batch:
+            samples = min(samples, math.prod(batch["input_values"].shape))
         return {**batch, "audio_seconds": samples / self.rate}
 
 

@@ -27,9 +27,10 @@ class Rectangle:
 class PadToLongest:
     """Fine-tuning: padded to the longest, with an attention mask where the feature extractor gives one.
 
-    `encode(row)` gives the label of a row: an int, or a list of ints that is padded with -100.
-    Returns {"input_values": (batch, samples), "labels": (batch,) or (batch, tokens), ["attention_mask"], "names",
-    "texts"}.
+    `encode(row)` gives the label of a row: an int, or a list of ints (or of rows of them) that is padded with -100.
+    Returns {"input_values": (batch, samples), "labels": (batch,), (batch, tokens) or (batch, frames, classes),
+    ["attention_mask"], "names", "texts", "places": where in its recording a window is, if its task said so,
+    "alone": whether it is the recording's only one}.
     """
 
     def __init__(self, feature_extractor, encode):
@@ -47,6 +48,8 @@ class PadToLongest:
             "labels": labels,
             "names": [row["name"] for row in rows],
             "texts": [row["text"] for row in rows],
+            "places": [row.get("place") for row in rows],
+            "alone": [window.alone for window in windows],
         }
 
 

@@ -1,4 +1,4 @@
-"""Which columns of a table are the audio, the text and the label; and its items -> rows."""
+"""Which columns of a table are the audio, the text, the label and the spans; and its items -> rows."""
 
 import hashlib
 import os
@@ -8,9 +8,12 @@ from typing import NamedTuple
 import datasets
 
 from acoustic.console import UserError
+from acoustic.data.fields import Column, names_of, pick
+from acoustic.data.spans import class_names_of, with_names
 
 PATH_COLUMNS = ("file_name", "path", "file", "filename", "audio_path")
 NO_AUDIO = {"path": None, "bytes": None}
+SPANS_COLUMN = "spans"  # by default
 
 
 class Options(NamedTuple):
@@ -18,7 +21,7 @@ class Options(NamedTuple):
 
     config: str | None
     audio_column: str
-    columns: dict[str, str | None]
+    columns: dict[str, Column]
     streaming: bool
     indexed: bool
     other_splits: tuple[str, ...] = ()
@@ -34,17 +37,24 @@ def choose_path_column(columns: dict, audio_column: str, description: str) -> st
     )
 
 
+def only_present(columns: dict[str, Column], available) -> dict[str, Column]:
+    """Without the spans' column of the default name where there is none: label files may lie beside the audio."""
+    absent = columns.get("spans") == SPANS_COLUMN and SPANS_COLUMN not in available
+    return {**columns, "spans": None} if absent else columns
+
+
 def check_columns(available, columns: dict, description: str) -> None:
     for wanted, column in columns.items():
-        if column is not None and column not in available:
-            raise UserError(
-                f"{wanted}_column_name: {description} has no column {column!r}; it has: "
-                f"{', '.join(map(str, available))}"
-            )
+        for name in names_of(column):
+            if name not in available:
+                raise UserError(
+                    f"{wanted}_column_name: {description} has no column {name!r}; it has: "
+                    f"{', '.join(map(str, available))}"
+                )
 
 
 def read_columns(item: dict, columns: dict) -> dict:
-    return {wanted: None if column is None else item.get(column) for wanted, column in columns.items()}
+    return {wanted: pick(item, column) for wanted, column in columns.items()}
 
 
 class DatasetRow:
@@ -54,7 +64,9 @@ class DatasetRow:
         self.audio_column, self.columns, self.description, self.root = audio_column, columns, description, root
         self.sources = {wanted: column for wanted, column in columns.items() if column is not None}
         feature = features.get(columns.get("label"))
+        feature = getattr(feature, "feature", feature)  # what a list of labels is a list of
         self.class_names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+        self.span_names = class_names_of(features.get(columns.get("spans")))
 
     def __call__(self, item: dict, index: int) -> dict:
         audio = item[self.audio_column] or NO_AUDIO
@@ -63,12 +75,20 @@ class DatasetRow:
         else:
             name = audio.get("path") or (content_name(audio["bytes"]) if audio.get("bytes") else f"row {index}")
         values = {wanted: self.value(wanted, item) if wanted in self.sources else None for wanted in self.columns}
+        if "spans" in values:
+            values["spans_at"] = f"{self.description} row {index}"
         return {"audio": audio, "name": name, **values}
 
     def value(self, wanted: str, item: dict):
-        """The item's "text" or "label"; a class number as its name."""
-        value = item.get(self.sources[wanted])
-        return self.class_names[value] if wanted == "label" and self.class_names and isinstance(value, int) else value
+        """The item's "text", "label" or "spans"; a class number as its name."""
+        value = pick(item, self.sources[wanted])
+        if wanted == "spans":
+            return with_names(value, self.span_names)
+        if wanted != "label" or not self.class_names:
+            return value
+        if isinstance(value, list):
+            return [self.class_names[number] if isinstance(number, int) else number for number in value]
+        return self.class_names[value] if isinstance(value, int) else value
 
 
 def content_name(content: bytes) -> str:

@@ -15,7 +15,7 @@ from acoustic.console import ShareError
 from acoustic.data.batches import BatchStream
 
 # A worker may be killed where memory is short for a moment; after so many times it is short for good.
-MAX_RESTARTS = 5
+MAX_RESTARTS, BATCHES_TO_FORGET = 5, 100
 
 # Workers share the plan and the list of files. Python 3.14 would start them anew, and pickle both.
 FORK = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
@@ -38,7 +38,9 @@ class StreamLoader:
         restarts = 0
         while True:
             try:
-                yield from self.enter()
+                for number, batch in enumerate(self.enter()):
+                    restarts = 0 if number >= BATCHES_TO_FORGET else restarts
+                    yield batch
                 return
             except RuntimeError as error:
                 if not (died := re.search(r"DataLoader worker.*(exited unexpectedly|killed by signal)", str(error))):
@@ -48,7 +50,7 @@ class StreamLoader:
                     raise ShareError(
                         f"dataloader_num_workers: data workers died {restarts} times ({died[0]}); where memory is "
                         "short, use fewer of them or a lower --batch_seconds, and continue with "
-                        "--resume_from_checkpoint true"
+                        "--resume_from_checkpoint true --ignore_data_skip true"
                     ) from None
                 # They had decoded ahead; what was handed out is known, so nothing is lost or heard twice.
                 print(
@@ -74,7 +76,7 @@ class StreamLoader:
             worker_init_fn=freeze,
         )
         batches = without_interruption(lambda: iter(loader))
-        for batch in batches:
+        while (batch := take(batches)) is not None:
             # The DataLoader takes from its workers in turn.
             self.states[self.turn] = batch.pop("state")
             self.turn = (self.turn + 1) % len(self.states)
@@ -110,6 +112,16 @@ class StreamLoader:
         self.turn, self.states = state["turn"], list(state["workers"])
 
 
+def take(batches: Iterator[dict]) -> dict | None:
+    """The next one. A worker that was killed while it handed a batch over shows as a broken connection."""
+    try:
+        return next(batches, None)
+    except (EOFError, ConnectionError, FileNotFoundError) as error:
+        if str(error).startswith("Caught "):  # the worker's own, which lives
+            raise
+        raise RuntimeError("DataLoader worker exited unexpectedly, as it handed a batch over") from error
+
+
 def without_interruption(start: Callable):
     """torch's handler of a worker's death raises in whatever the process does then, in the middle of an update, say.
 
@@ -119,6 +131,8 @@ def without_interruption(start: Callable):
         return start()
     handler = signal.getsignal(signal.SIGCHLD)
     started = start()
+    if getattr(handler, "__module__", "").startswith("torch."):  # another DataLoader of this process left it
+        handler = signal.SIG_DFL
     signal.signal(signal.SIGCHLD, handler)
     return started
 

@@ -317,8 +317,25 @@ def _with_retries(url: str, request: Callable):
             reason = _reason(cause)
             if attempt == ATTEMPTS:
                 raise Unreachable(f"{reason}, after {ATTEMPTS} attempts") from error
-            wait = max(FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * _jitter.uniform(0.5, 1), _retry_after(cause))
-        time.sleep(min(wait, LONGEST_WAIT_SECONDS))
+        _wait(attempt, cause)
+
+
+def patiently(action: Callable):
+    """`action()`, again while a server says that it has no time (`TRANSIENT_STATUS`). Raises what `action` does."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except Exception as error:
+            if attempt == ATTEMPTS or _status(error) not in TRANSIENT_STATUS:
+                raise
+            cause = error
+        _wait(attempt, cause)
+
+
+def _wait(attempt: int, error: Exception) -> None:
+    """Twice as long from attempt to attempt, and at least as long as the server asked for."""
+    seconds = max(FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * _jitter.uniform(0.5, 1), _retry_after(error))
+    time.sleep(min(seconds, LONGEST_WAIT_SECONDS))
 
 
 def _cause(error: Exception) -> Exception:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import datasets
 import numpy as np
 
+from acoustic.data.fields import names_of
 from acoustic.data.shards import broken, first_line
 
 # With fewer rows a reader, windows are dealt out and not rows, so that no reader starves on five long recordings.
@@ -168,7 +169,7 @@ class StreamedRows:
             return (row[column] for _, row in self.iterate(0, 1, None, 0))
         if column not in self.to_row.sources:
             return iter(())
-        items = self.dataset.select_columns([self.to_row.sources[column]])
+        items = self.dataset.select_columns(list(names_of(self.to_row.sources[column])))
         return (self.to_row.value(column, item) for item in items)
 
     def fingerprint(self) -> str:

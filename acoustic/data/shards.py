@@ -14,6 +14,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
+from acoustic.data.fields import Column, names_of, pick
 from acoustic.data.headers import is_audio_name
 from acoustic.data.remote import RemoteFile, is_remote
 
@@ -39,8 +40,9 @@ class TarReader:
     member. A position is the byte at which a sample's first member begins.
     """
 
-    def __init__(self, columns: dict[str, str | None]):
+    def __init__(self, columns: dict[str, Column]):
         self.wanted = {wanted: column for wanted, column in columns.items() if column is not None}
+        self.names = {name for column in self.wanted.values() for name in names_of(column)}
 
     def __call__(self, path: str, start: int | None = None) -> Iterator[tuple[int, dict]]:
         place = start or 0
@@ -70,11 +72,11 @@ class TarReader:
         found = {}
         for member in members if self.wanted else ():
             suffix = member.name.rpartition(".")[2].lower()
-            if member.size <= MAX_TEXT_BYTES and suffix in ("json", *TEXT_SUFFIXES, *self.wanted.values()):
+            if member.size <= MAX_TEXT_BYTES and suffix in ("json", *TEXT_SUFFIXES, *self.names):
                 file.seek(member.offset_data)
                 text = file.read(member.size).decode("utf-8", "replace").strip()
                 found |= parse_fields(text) if suffix == "json" else {suffix: text, TEXT_SUFFIXES.get(suffix): text}
-        return {"text": None, "label": None} | {wanted: found.get(self.wanted[wanted]) for wanted in self.wanted}
+        return {"text": None, "label": None} | {wanted: pick(found, column) for wanted, column in self.wanted.items()}
 
     def column(self, path: str, name: str) -> Iterator:
         return (row[name] for _, row in self(path))
@@ -204,7 +206,7 @@ class ParquetReader:
         column = self.to_row.sources.get(name)
         # Of a broken file the rows up to the damage: reading its audio will report it.
         with contextlib.suppress(pyarrow.ArrowException, OSError), open_binary(path) as source:
-            for _, item in read_items(source, [column], 0) if column else ():
+            for _, item in read_items(source, list(names_of(column)), 0) if column else ():
                 yield self.to_row.value(name, item)
 
 

@@ -1,7 +1,7 @@
 """Anything that holds recordings -> rows that stay undecoded: {"audio": {"path", "bytes"}, "name", "text", "label"}.
 
 `name` identifies the recording for as long as its place in the data set stays the same; the held-out part is chosen by
-it. `text` and `label` are there when the columns for them were asked for.
+it. `text`, `label`, `spans` and `machine` are there when the columns for them were asked for.
 """
 
 import glob
@@ -13,12 +13,14 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 import datasets
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from acoustic.console import UserError, say
-from acoustic.data.columns import DatasetRow, Options, check_columns, choose_path_column
+from acoustic.data.columns import DatasetRow, Options, check_columns, choose_path_column, only_present
+from acoustic.data.fields import names_of
 from acoustic.data.headers import AUDIO_SUFFIXES, is_audio_name
 from acoustic.data.manifests import MANIFEST_SUFFIXES, open_manifest
-from acoustic.data.remote import RemoteFile, is_remote, list_files
+from acoustic.data.remote import RemoteFile, is_remote, list_files, patiently
 from acoustic.data.rows import IndexedRows, PackedList, Rows, ShardedRows, StreamedRows
 from acoustic.data.shards import ParquetReader, TarReader, find_readable, read_features, shard_kind
 
@@ -31,6 +33,8 @@ def open_rows(
     audio_column: str = "audio",
     text_column: str | None = None,
     label_column: str | None = None,
+    spans_column: str | None = None,
+    machine_column: str | None = None,
     streaming: bool = False,
     indexed: bool = False,
     other_splits: tuple[str, ...] = (),
@@ -48,7 +52,8 @@ def open_rows(
     Raises:
         UserError: nothing is there, nothing in it is audio, or a column is missing.
     """
-    columns = {"text": text_column, "label": label_column}
+    columns = {"text": text_column, "label": label_column} | ({"spans": spans_column} if spans_column else {})
+    columns |= {"machine": machine_column} if machine_column else {}
     options = Options(dataset_config_name, audio_column, columns, streaming, indexed, other_splits)
     path = Path(os.path.expanduser(dataset_name))
     is_pattern = has_pattern(dataset_name) and not path.exists()
@@ -163,6 +168,7 @@ def open_shards(files: list[str], description: str, options: Options) -> Rows:
         return ShardedRows(files, TarReader(options.columns), description)
     example = find_readable(files)
     features = read_parquet_features(example, description)
+    options = options._replace(columns=only_present(options.columns, features))
     audio_column = choose_path_column(features, options.audio_column, description)
     check_columns(features, options.columns, description)
     if not isinstance(features[audio_column], (datasets.Audio, dict)):
@@ -171,11 +177,11 @@ def open_shards(files: list[str], description: str, options: Options) -> Rows:
         root = None if is_remote(files[0]) else Path(files[0]).parent
         to_row = DatasetRow(audio_column, options.columns, features, description, root)
     elif options.indexed:
-        dataset = load(description, "parquet", data_files=files, split="train")
+        dataset = load(datasets.load_dataset, description, "parquet", data_files=files, split="train")
         return from_dataset(dataset, description, options)
     else:
         to_row = DatasetRow(audio_column, options.columns, features, description, None)
-    wanted = [audio_column, *(column for column in options.columns.values() if column is not None)]
+    wanted = [audio_column, *(name for column in options.columns.values() for name in names_of(column))]
     return ShardedRows(files, ParquetReader(to_row, list(dict.fromkeys(wanted))), description)
 
 
@@ -214,7 +220,7 @@ def open_subfolder(path: Path, options: Options, split: str | None = None) -> Ro
             f"{contents(path)}"
         )
     if files:
-        refuse_columns(path, options.columns)
+        refuse_columns(path, only_present(options.columns, ()))
         if shards:
             say(f"note: {len(shards)} tar or parquet files in {path} are left out, as there is audio beside them")
         return from_files(files, str(path), str(path))
@@ -229,10 +235,11 @@ def open_subfolder(path: Path, options: Options, split: str | None = None) -> Ro
 def refuse_columns(path: Path, columns: dict[str, str | None]) -> None:
     """Of a plain folder: folder-per-class gives the label; a text, or another label, can't come from there."""
     for wanted, column in columns.items():
-        if column is not None and (wanted == "text" or column != "label"):
+        if column is not None and (wanted in ("text", "machine") or column != "label"):
+            names = names_of(column)
             raise UserError(
-                f"{wanted}_column_name: {str(path)!r} is a plain folder, without a column {column!r}; add a "
-                f"metadata.csv with the columns file_name and {column}"
+                f"{wanted}_column_name: {str(path)!r} is a plain folder, without a column {names[0]!r}; add a "
+                f"metadata.csv with the columns {', '.join(['file_name', *names[:-1]])} and {names[-1]}"
             )
 
 
@@ -299,14 +306,28 @@ def open_saved(path: Path, split: str, options: Options) -> Rows:
 
 
 def open_hub(name: str, split: str, options: Options) -> Rows:
-    dataset = load(name, name, options.config, split=split, streaming=options.streaming)
-    return from_dataset(dataset, f"{name} [{split}]", options)
+    """What `datasets` can load; but tar shards are read in place by our own reader, which resumes within one."""
+    description = f"{name} [{split}]"
+    builder = load(datasets.load_dataset_builder, name, name, options.config)
+    if isinstance(builder, WebDataset):
+        return open_shards(shards_of(builder, name, split), description, options)
+    if options.streaming:
+        return from_dataset(load(builder.as_streaming_dataset, name, split=split), description, options)
+    return from_dataset(load(datasets.load_dataset, name, name, options.config, split=split), description, options)
 
 
-def load(name: str, *args, **kwargs):
-    """`datasets.load_dataset`, whose many errors become one line."""
+def shards_of(builder: WebDataset, name: str, split: str) -> list[str]:
+    """URLs, or paths, of a split's tar files."""
+    files = builder.config.data_files
+    if split not in files:
+        raise UserError(f"dataset_name: {name!r} has no split {split!r}; it has: {', '.join(map(str, files))}")
+    return sorted(map(str, files[split]))
+
+
+def load(action, name: str, *args, **kwargs):
+    """Something that `datasets` does, whose many errors become one line."""
     try:
-        return datasets.load_dataset(*args, **kwargs)
+        return patiently(lambda: action(*args, **kwargs))
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
         first = " ".join(str(error).split())[:300]
         raise UserError(
@@ -317,6 +338,7 @@ def load(name: str, *args, **kwargs):
 def from_dataset(dataset, description: str, options: Options) -> Rows:
     """Rows of a `datasets.Dataset` or `IterableDataset`, whose audio column stays undecoded."""
     features = dataset.features or next(iter(dataset.take(1)), {})
+    options = options._replace(columns=only_present(options.columns, features))
     audio_column = choose_path_column(features, options.audio_column, description)
     check_columns(features, options.columns, description)
     is_audio = isinstance(features[audio_column], datasets.Audio)

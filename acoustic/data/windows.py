@@ -144,6 +144,41 @@ def whole(min_seconds: float, max_seconds: float) -> Plan:
     return plan
 
 
+def divide_evenly(min_seconds: float, max_seconds: float) -> Plan:
+    """All of a recording in as few equal pieces as `max_seconds` allows; the same every time."""
+
+    def plan(row: dict, header: Header, generator: np.random.Generator | None) -> Iterator[Window]:
+        refuse_short(header, min_seconds)
+        return even_pieces(row, header, math.ceil(header.seconds / max_seconds - 1e-9))
+
+    return plan
+
+
+def even_pieces(row: dict, header: Header, count: int) -> Iterator[Window]:
+    for number in range(count):
+        start, stop = header.frames * number // count, header.frames * (number + 1) // count
+        yield Window(row, start, stop, header.rate, (stop - start) / header.rate, alone=count == 1)
+
+
+def slide(min_seconds: float, max_seconds: float, overlap_seconds: float) -> Plan:
+    """All of a recording in windows of `max_seconds` that overlap; the last one ends where the recording does."""
+
+    def plan(row: dict, header: Header, generator: np.random.Generator | None) -> Iterator[Window]:
+        refuse_short(header, min_seconds)
+        length = min(frames_of(max_seconds, header.rate), header.frames)
+        hop = max(length - int(overlap_seconds * header.rate), 1)
+        count = math.ceil((header.frames - length) / hop) + 1
+        return sliding_windows(row, header, length, hop, count)
+
+    return plan
+
+
+def sliding_windows(row: dict, header: Header, length: int, hop: int, count: int) -> Iterator[Window]:
+    for number in range(count):
+        start = min(number * hop, header.frames - length)
+        yield Window(row, start, start + length, header.rate, length / header.rate, alone=count == 1)
+
+
 def usable(plan: Plan) -> Callable[[dict], bool]:
     """row -> whether its header can be read and the plan finds windows in it."""
 

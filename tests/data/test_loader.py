@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 import torch
+from torch.utils.data._utils import signal_handling
 from transformers import Wav2Vec2FeatureExtractor
 
 from acoustic.console import ShareError, UserError
@@ -264,8 +265,13 @@ def test_workers_that_die_again_and_again_end_the_run_in_one_line(make_loader, t
         states_and_batches(make_loader("folder", 1), 9)
 
 
-def test_a_workers_death_does_not_interrupt_an_update(make_loader):
-    """torch would raise from a signal handler, wherever the process is then."""
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_workers_death_does_not_interrupt_an_update(make_loader, beside, monkeypatch):
+    """torch would raise from a signal handler, wherever the process is then; also where a plain loader set it."""
+    if beside:
+        monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+        assert len(list(torch.utils.data.DataLoader(range(2), num_workers=1, multiprocessing_context="fork"))) == 2
+        assert signal.getsignal(signal.SIGCHLD).__module__.startswith("torch.")
     batches = iter(make_loader("folder", 1))
     next(batches)
     for worker in multiprocessing.active_children():
@@ -273,3 +279,28 @@ def test_a_workers_death_does_not_interrupt_an_update(make_loader):
         worker.join()
     assert sum(range(10_000)) == 49_995_000
     assert next(batches)
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "reset"), FileNotFoundError(2, "no socket")])
+def test_a_worker_that_dies_in_handing_a_batch_over(make_loader, monkeypatch, error, capsys):
+    loader, take, calls = make_loader("folder", 0), loader_module.take, []
+
+    def breaks(batches):
+        calls.append(1)
+        return take(raising(error) if len(calls) == 3 else batches)
+
+    monkeypatch.setattr(loader_module, "take", breaks)
+    _, survived = states_and_batches(loader, 6)
+    monkeypatch.setattr(loader_module, "take", take)
+    assert survived == states_and_batches(make_loader("folder", 0), 6)[1]
+    assert "DataLoader worker exited unexpectedly; the data workers start anew" in capsys.readouterr().err
+
+
+def test_a_workers_own_error_is_not_its_death():
+    with pytest.raises(FileNotFoundError, match="Caught"):
+        loader_module.take(raising(FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.")))
+
+
+def raising(error: Exception):
+    raise error
+    yield

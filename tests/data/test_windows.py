@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 from acoustic.data.headers import Header, Skip
-from acoustic.data.windows import Window, cover, crop, frames_of, whole, window_lengths
+from acoustic.data.windows import Window, cover, crop, divide_evenly, frames_of, slide, whole, window_lengths
 
 ROW = {"name": "a"}
 
 
 RATES = [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 44_101]
+
+
+def header_of(seconds: float, rate: int = 16_000) -> Header:
+    return Header(frames=round(seconds * rate), rate=rate, channels=1)
 
 
 def largest_step(lengths: tuple[float, ...]) -> float:
@@ -136,3 +140,24 @@ def test_short_recordings_are_skipped(plan):
     with pytest.raises(Skip, match=r"^0\.99 s is shorter than min_duration_in_seconds=1$") as skipped:
         plan(ROW, Header(15_900, 16_000, 1), np.random.default_rng(0))
     assert not skipped.value.fault  # the settings leave it out
+
+
+@pytest.mark.parametrize(
+    "seconds, expected", [(0.9, [0.9]), (2.0, [2.0]), (2.1, [1.05, 1.05]), (5.0, [1.666, 1.667, 1.667])]
+)
+def test_equal_pieces(seconds, expected):
+    windows = list(divide_evenly(0.1, 2.0)(ROW, header_of(seconds), None))
+    assert [window.seconds for window in windows] == pytest.approx(expected, abs=1e-3)
+    assert windows[0].start == 0 and windows[-1].stop == header_of(seconds).frames
+    assert all(before.stop == after.start for before, after in zip(windows, windows[1:]))
+    assert all(window.alone == (len(expected) == 1) for window in windows)
+
+
+@pytest.mark.parametrize("seconds, starts", [(0.9, [0]), (2.0, [0]), (2.5, [0, 0.5]), (5.0, [0, 1.5, 3.0])])
+def test_sliding_windows(seconds, starts):
+    windows = list(slide(0.1, 2.0, 0.5)(ROW, header_of(seconds), None))
+    assert [window.start / window.rate for window in windows] == pytest.approx(starts, abs=1e-3)
+    assert windows[-1].stop == header_of(seconds).frames
+    assert {window.stop - window.start for window in windows} == {
+        min(header_of(2.0).frames, header_of(seconds).frames)
+    }
