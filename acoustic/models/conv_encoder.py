@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import GELUActivation
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder
 
 
 def encode_audio(encoder, audio: torch.Tensor, recompute: bool = False) -> torch.Tensor:
@@ -28,7 +29,7 @@ def encode_audio(encoder, audio: torch.Tensor, recompute: bool = False) -> torch
         (batch, frames, channels), in autocast's type where that is on.
     """
     if not all(isinstance(layer.activation, GELUActivation) for layer in encoder.conv_layers):
-        return encoder(audio).transpose(1, 2)
+        return Wav2Vec2FeatureEncoder.forward(encoder, audio).transpose(1, 2)
     if recompute and torch.is_grad_enabled():
         return checkpoint(convolve, encoder, audio, use_reentrant=False, preserve_rng_state=False)
     return convolve(encoder, audio)

@@ -22,9 +22,3 @@ class FeedForward(Wav2Vec2FeedForward):
             weight, bias = layer.weight.to(dtype)[:, :, None], layer.bias.to(dtype)
             output = ActivateAndConvolve.apply(rows.flatten(0, -2), None, None, None, weight, bias, 1)
         return self.output_dropout(output.view(*rows.shape[:-1], -1))
-
-
-def use_lean_feed_forward(model: torch.nn.Module) -> None:
-    for module in model.modules():
-        if type(module) is Wav2Vec2FeedForward:
-            module.__class__ = FeedForward

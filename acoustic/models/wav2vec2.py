@@ -10,13 +10,19 @@ from transformers.models.wav2vec2 import modeling_wav2vec2
 
 from acoustic.models.contrastive import Targets, contrastive_logits, count_correct, draw_targets
 from acoustic.models.conv_encoder import encode_audio, frames_after
-from acoustic.models.cpu import positional_conv, use_cpu_kernels
-from acoustic.models.feed_forward import use_lean_feed_forward
+from acoustic.models.fast_modules import use_fast_modules
 from acoustic.models.gradients import leave_out, scale_gradient
 from acoustic.models.masking import count_masked, draw_span_mask
+from acoustic.models.quantizers import GUMBEL_OPTIONS, count_codes
 
-# What a checkpoint without a pretraining head lacks.
-HEAD_MODULES = ("quantizer", "project_hid", "project_q")
+METRICS = (
+    "contrastive_loss",
+    "diversity_loss",
+    "accuracy",
+    "code_perplexity",
+    "lowest_group_perplexity",
+    "prob_perplexity",
+)
 
 
 @dataclass
@@ -49,12 +55,30 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
             (fairseq: 10 for base, 0 for large).
     """
 
+    family = "contrastive"
+    normalizes_audio = anneals = True
+    # Options of a run that this objective has, and which of them its config keeps.
+    config_options = (
+        "mask_time_prob",
+        "mask_time_length",
+        "negatives_from",
+        "feature_grad_mult",
+        "feature_penalty_weight",
+    )
+    options = (*config_options, *GUMBEL_OPTIONS, "recompute_convs")
+    # The pretraining task masks by itself; a checkpoint's fine-tuning settings must not add to that or switch it off.
+    pretraining_config = {
+        "apply_spec_augment": True,
+        "mask_time_prob": 0.65,
+        "mask_time_length": 10,
+        "mask_feature_prob": 0.0,
+        "add_adapter": False,
+    }
     recompute_convs = False
 
     def __init__(self, config):
         super().__init__(config)
-        use_lean_feed_forward(self)
-        use_cpu_kernels(self)
+        use_fast_modules(self)
         # What FSDP gathers at a time; transformers names no layer of this model.
         self._no_split_modules = [type(self.wav2vec2.encoder.layers[0]).__name__]
         if type(self.wav2vec2.encoder) is modeling_wav2vec2.Wav2Vec2EncoderStableLayerNorm:
@@ -62,6 +86,16 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
 
     def get_input_embeddings(self) -> None:
         """Audio has no table of tokens; transformers' own answer is an error, and accelerate asks under FSDP."""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        penalised = getattr(self.config, "feature_penalty_weight", 0.0) > 0
+        return (*METRICS, "feature_penalty") if penalised else METRICS
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """(groups, entries of each)."""
+        return self.config.num_codevector_groups, self.config.num_codevectors_per_group
 
     @staticmethod
     def paper_settings(config) -> dict:
@@ -143,7 +177,7 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
         )
-        hidden = hidden + positional_conv(encoder.pos_conv_embed, hidden)
+        hidden = hidden + encoder.pos_conv_embed(hidden)
         if not self.config.do_stable_layer_norm:
             hidden = encoder.layer_norm(hidden)
         hidden = encoder.dropout(hidden)
@@ -178,6 +212,14 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
         codebooks = quantizer.codevectors.view(quantizer.num_groups, quantizer.num_vars, -1)
         codevectors = torch.einsum("...gv,gvd->...gd", choice.type_as(codebooks), codebooks).flatten(-2)
         return codevectors, choice.argmax(-1), logits
+
+    @torch.no_grad()
+    def code_usage(self, input_values: torch.Tensor) -> torch.Tensor:
+        """How often each code is the likeliest, over all frames: (groups, entries) int64."""
+        raw = encode_audio(self.wav2vec2.feature_extractor, input_values)
+        features = self.wav2vec2.feature_projection(raw)[1]
+        logits = self.quantizer.weight_proj(features).unflatten(-1, self.codes)
+        return count_codes(logits.argmax(-1), self.codes[1])
 
     def contrast(self, hidden: torch.Tensor, features: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, dict]:
         """The losses and counts on masked frames; hidden, features: (batch, frames, ...)."""
@@ -222,7 +264,8 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
             seed: of what is drawn; without one it is drawn from torch's CPU generator.
             kept_layers: False for each transformer layer to leave out; without it, drawn by `config.layerdrop`.
         """
-        if unknown := [name for name, value in kwargs.items() if name != "return_dict" and value not in (None, False)]:
+        neutral = {name for name, value in kwargs.items() if value is None or value is False}
+        if unknown := sorted(kwargs.keys() - neutral - {"return_dict"}):
             raise ValueError(f"{', '.join(unknown)}: not given here; call the encoder, model.wav2vec2(...), for these")
         targets = self.choose_targets(input_values, attention_mask, mask_time_indices, sampled_negative_indices, seed)
         if self.training and kept_layers is None and self.config.layerdrop > 0:

@@ -10,7 +10,8 @@ import transformers
 from transformers import AutoModel, Wav2Vec2ForCTC
 
 from acoustic.console import UserError
-from acoustic.models import Wav2Vec2ForPreTraining, build_for_pretraining
+from acoustic.models import OBJECTIVES, build_for_pretraining, load_config
+from acoustic.models.wav2vec2 import Wav2Vec2ForPreTraining
 
 KINDS = ["group_norm_checkpoint", "layer_norm_checkpoint", "ctc_checkpoint"]
 
@@ -195,3 +196,83 @@ def test_a_checkpoint_without_a_feature_extractor(group_norm_checkpoint, tmp_pat
     shutil.copytree(group_norm_checkpoint, tmp_path / "bare", ignore=shutil.ignore_patterns("preprocessor*"))
     with pytest.raises(UserError, match="preprocessor_config.json"):
         build(str(tmp_path / "bare"))
+
+
+@pytest.mark.parametrize(
+    "objective, overrides, words",
+    [
+        ("cpc", {"log_compression": "no"}, "'log_compression' expected bool, got str"),
+        ("wav2vec", {"conv_dim": 64}, "'conv_dim' with value 64"),
+        ("vq_wav2vec", {"share_codevectors": 3}, "'share_codevectors' expected bool, got int"),
+        ("mockingjay", {"hidden_dropout_prob": "much"}, "'hidden_dropout_prob' with value 'much'"),
+        ("audio_albert", {"layer_norm_eps": "x"}, "'layer_norm_eps' with value 'x'"),
+    ],
+)
+def test_values_of_another_type_are_one_line(objective, overrides, words):
+    with pytest.raises(UserError, match=f"^config_overrides: .*{words}") as error:
+        build_for_pretraining(objective, None, None, overrides)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("objective", ["mockingjay", "wav2vec2"])
+def test_masks_stay_those_of_a_checkpoint_of_ours(objective, tiny_config, tmp_path):
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    overrides = tiny_config if objective == "wav2vec2" else small
+    chosen = dict.fromkeys(OBJECTIVES[objective].config_options)
+    chosen |= {"mask_time_prob": 0.3, "mask_time_length": 12, "negatives_from": "masked"}
+    model, extractor, _ = build_for_pretraining(objective, None, None, overrides, chosen)
+    model.save_pretrained(tmp_path)
+    extractor.save_pretrained(tmp_path)
+    again, _, _ = build_for_pretraining(objective, str(tmp_path), None, {}, dict.fromkeys(chosen))
+    assert (again.config.mask_time_prob, again.config.mask_time_length) == (0.3, 12)
+    other, _, _ = build_for_pretraining(objective, str(tmp_path), None, {}, {"mask_time_prob": 0.2})
+    assert (other.config.mask_time_prob, other.config.mask_time_length) == (0.2, 12)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"mask_time_length": 0}, "mask_time_length 0: at least 1"),
+        ({"mask_feature_prob": 5.0}, "mask_feature_prob 5.0: a share from 0 to 1"),
+    ],
+)
+def test_values_of_the_heads_out_of_range_are_one_line(overrides, words, tmp_path):
+    OBJECTIVES["wav2vec"].config_class().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"^config_overrides: .*{words}"):
+        load_config(str(tmp_path), overrides=overrides)
+
+
+UNUSED = [("cpc", "mask_time_prob"), ("wav2vec", "classifier_proj_size"), ("mockingjay", "vocab_size")]
+
+
+@pytest.mark.parametrize("objective, name", UNUSED)
+def test_what_only_the_heads_read_is_no_setting_of_pretraining(objective, name):
+    with pytest.raises(UserError, match=f"config_overrides: {name} is for fine-tuning"):
+        build_for_pretraining(objective, None, None, {name: 1})
+
+
+def test_code_bert_takes_no_other_quantizer_by_overrides():
+    with pytest.raises(UserError, match="quantizer is that of --quantizer_name_or_path"):
+        build_for_pretraining("code_bert", None, None, {"quantizer": {}}, quantizer="nowhere")
+
+
+def test_a_checkpoint_keeps_its_sizes(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model, feature_extractor, _ = build_for_pretraining("mockingjay", None, None, sizes)
+    for part in (model, feature_extractor):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="other sizes than config_overrides give .* leave them out"):
+        build_for_pretraining("mockingjay", str(tmp_path), None, {"num_mel_bands": 40})
+
+
+def test_masks_that_stay_a_checkpoints_are_said(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model, feature_extractor, _ = build_for_pretraining(
+        "mockingjay", None, None, sizes, {"mask_time_prob": 0.4, "mask_time_length": 5}
+    )
+    for part in (model, feature_extractor):
+        part.save_pretrained(tmp_path)
+    settings = {"mask_time_prob": None, "mask_time_length": 3}
+    model, _, notes = build_for_pretraining("mockingjay", str(tmp_path), None, {}, settings)
+    assert (model.config.mask_time_prob, model.config.mask_time_length) == (0.4, 3)
+    assert f"mask_time_prob 0.4: as {tmp_path} was trained" in notes

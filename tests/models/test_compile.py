@@ -6,7 +6,7 @@ from stock import as_transformers
 from torch._dynamo.utils import counters
 from transformers import Wav2Vec2Config
 
-from acoustic.models import Wav2Vec2ForPreTraining
+from acoustic.models.wav2vec2 import Wav2Vec2ForPreTraining
 
 
 def make_model(tiny_config, **changed):

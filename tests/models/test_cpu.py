@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from transformers import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2PositionalConvEmbedding
 
-from acoustic.models import Wav2Vec2ForPreTraining, cpu
+from acoustic.models import cpu
+from acoustic.models.wav2vec2 import Wav2Vec2ForPreTraining
 
 
 def test_dropout_drops_at_its_rate_and_keeps_the_mean():
@@ -64,6 +65,20 @@ def test_attention_with_dropout_equals_the_formula():
     (expected * weights).sum().backward()
     for mine, other in zip((query, key, value), plain):
         torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_each_head_by_itself_is_the_same_to_the_last_bit(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(3, 2, 9, 4, generator=generator) for _ in range(3)]
+    results = []
+    for limit in (10**9, 0):
+        monkeypatch.setattr(cpu, "CACHED_WEIGHTS", limit)
+        query, key, value = (x.clone().requires_grad_() for x in inputs)
+        torch.manual_seed(5)
+        output, _ = cpu.attend(None, query, key, value, None, dropout=0.3)
+        output.square().sum().backward()
+        results.append((output, query.grad, key.grad, value.grad))
+    assert all(map(torch.equal, *results))
 
 
 def test_attention_without_dropout_or_with_a_mask_is_transformers(monkeypatch):

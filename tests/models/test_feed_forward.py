@@ -7,7 +7,7 @@ import torch
 from transformers import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeedForward
 
-from acoustic.models.feed_forward import FeedForward, use_lean_feed_forward
+from acoustic.models.feed_forward import FeedForward
 
 
 def make_both(**changed):
@@ -15,8 +15,7 @@ def make_both(**changed):
     config = {"hidden_size": 12, "intermediate_size": 40, "hidden_dropout": 0.0, "activation_dropout": 0.0, **changed}
     theirs = Wav2Vec2FeedForward(Wav2Vec2Config(num_attention_heads=2, **config))
     ours = copy.deepcopy(theirs)
-    use_lean_feed_forward(ours)
-    assert type(ours) is FeedForward and type(theirs) is Wav2Vec2FeedForward
+    ours.__class__ = FeedForward
     return ours.train(), theirs.train()
 
 

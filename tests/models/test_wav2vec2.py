@@ -10,7 +10,7 @@ import transformers
 from stock import as_transformers
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices, _sample_negative_indices
 
-from acoustic.models import Wav2Vec2ForPreTraining
+from acoustic.models.wav2vec2 import Wav2Vec2ForPreTraining
 
 NO_DROPOUT = {
     "hidden_dropout": 0.0,
