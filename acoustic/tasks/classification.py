@@ -1,4 +1,4 @@
-"""One label per recording: folder-per-class or a label column -> a classification head, accuracy and macro-F1."""
+"""One label for a recording: folder-per-class or a label column -> a classification head, accuracy and macro-F1."""
 
 from collections import Counter
 
@@ -7,13 +7,21 @@ import evaluate
 import numpy as np
 import torch
 import transformers
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 from acoustic.console import UserError
 from acoustic.data.headers import Skip
 from acoustic.data.rows import IndexedRows, Rows
-from acoustic.data.windows import Plan, crop
-from acoustic.tasks.base import build_with_head, mask_length, masking_overrides, name_some, refuse_unmaskable
+from acoustic.data.windows import Plan, crop, divide_evenly
+from acoustic.tasks.base import (
+    build_with_head,
+    load_encoder_config,
+    mask_length,
+    masking_overrides,
+    name_some,
+    refuse_unusable,
+)
+from acoustic.tasks.task import Task
 
 
 class ClassificationScores(evaluate.Metric):
@@ -38,13 +46,18 @@ class ClassificationScores(evaluate.Metric):
         }
 
 
-class Classification:
-    """The labels of a data set and what a model makes of them."""
+# From so many times as many clips of the commonest class as of the rarest one, it is said.
+IMBALANCE = 5
+
+
+class Classification(Task):
+    """The labels of a data set and what a model makes of them. See multilabel.py for several classes at once."""
 
     auto_class = transformers.AutoModelForAudioClassification
     best_metric, greater_is_better = "accuracy", True
     shown_metrics = ("accuracy", "macro_f1")
     label_kind = "label"
+    model_inputs = ("input_values", "attention_mask", "labels")
 
     def __init__(self, rows: Rows, data_args):
         """Collect the classes from the training rows' labels alone; no audio is opened.
@@ -72,6 +85,12 @@ class Classification:
         lone = [name for name, count in self.counts.items() if count == 1]
         if lone:
             notes.append(f"warning: a single clip of {name_some(lone)}: nothing shows what varies within the class")
+        (most, many), (least, few) = self.counts.most_common()[0], self.counts.most_common()[-1]
+        if many >= IMBALANCE * few:
+            notes.append(
+                f"warning: {many} clips of {most!r} and {few} of {least!r}: accuracy hides what happens to rare "
+                "classes; look at macro_f1 and at the figure by class, or give labels_per_class"
+            )
         return notes
 
     def subset(self, rows: Rows, labels_per_class: int | None, seed: int) -> Rows:
@@ -91,31 +110,38 @@ class Classification:
         self.counts = Counter(dict.fromkeys(self.classes, labels_per_class))
         return rows.take(sorted(chosen))
 
-    def build(self, model_args, random_weights: bool, labeled_seconds: float | None):
-        overrides = {
-            **masking_overrides(model_args, time=0.25, channel=0.0),
+    def overrides(self) -> dict:
+        """Of the model's config."""
+        return {
             "num_labels": len(self.classes),
             "id2label": dict(enumerate(self.classes)),
             "label2id": self.ids,
         }
-        model, feature_extractor, notes = build_with_head(self.auto_class, model_args, random_weights, overrides)
+
+    def build(self, model_args, random_weights: bool, labeled_seconds: float | None, weighted_layer_sum: bool = False):
+        encoder = load_encoder_config(model_args.model_name_or_path, model_args.model_revision)
+        overrides = {**masking_overrides(encoder, time=0.25, channel=0.0), **self.overrides()}
+        model, feature_extractor, notes = build_with_head(
+            self.auto_class, model_args, random_weights, overrides, weighted_layer_sum
+        )
         self.mask_length = mask_length(model.config)
         return model, feature_extractor, notes
 
-    def processing_class(self, feature_extractor):
-        return feature_extractor
+    def refuse(self, label) -> str | None:
+        """Why a label can't be used, if it can't."""
+        if label in (None, ""):
+            return "no label"
+        return None if str(label) in self.ids else f"class {str(label)!r} is not among the training classes"
 
     def plan(self, data_args, frames, train: bool) -> Plan:
-        """One crop of each clip; a clip without a label, or of a class that training never saw, is skipped by name."""
-        inner = crop(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds, random=train)
+        """In training a part of each clip, another one each time; else all of it, in equal parts that are pooled."""
+        limits = data_args.min_duration_in_seconds, data_args.max_duration_in_seconds
+        inner = crop(*limits, random=True) if train else divide_evenly(*limits)
 
         def plan(row, header, generator):
-            if row["label"] in (None, ""):
-                raise Skip("no label")
-            if str(row["label"]) not in self.ids:
-                raise Skip(f"class {str(row['label'])!r} is not among the training classes")
-            if train:
-                refuse_unmaskable(frames(header.seconds), self.mask_length)
+            if reason := self.refuse(row["label"]):
+                raise Skip(reason)
+            refuse_unusable(frames(header.seconds), self.mask_length if train else 0)
             return inner(row, header, generator)
 
         return plan
@@ -123,51 +149,70 @@ class Classification:
     def encode(self, row: dict) -> int:
         return self.ids[str(row["label"])]
 
-    def count_empty(self, logits: torch.Tensor) -> torch.Tensor | None:
-        """A class is never empty."""
-        return None
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.float().softmax(-1)
 
-    def count_targets(self, labels: torch.Tensor) -> int:
-        return len(labels)
-
-    def summed_loss(self, loss: torch.Tensor, count: int) -> torch.Tensor:
-        """transformers' head gives the mean over the clips."""
-        return loss * count
+    def reference(self, label: torch.Tensor):
+        return int(label)
 
     def predictions(self, logits: torch.Tensor, batch: dict) -> list[dict]:
-        scores = logits.float().softmax(-1).cpu()
+        scores = self.probabilities(logits).cpu().numpy()
+        alones = batch.get("alone") or [True] * len(scores)
         return [
-            {"name": name, "prediction": int(row.argmax()), "reference": int(label), "score": float(row.max())}
-            for name, row, label in zip(batch["names"], scores, batch["labels"].cpu())
+            {"name": name, "scores": row, "reference": self.reference(label), "alone": alone}
+            for name, row, label, alone in zip(batch["names"], scores, batch["labels"].cpu(), alones)
         ]
 
     def metrics(self, collected: list[dict]) -> dict[str, float]:
-        self.last = collected
-        if not collected:
-            return {}
-        return ClassificationScores(keep_in_memory=True).compute(
-            predictions=[item["prediction"] for item in collected],
-            references=[item["reference"] for item in collected],
-        )
+        self.last = pool(collected)
+        return self.score(self.last) if self.last else {}
 
-    def remarks(self, metrics: dict[str, float], updates: int) -> list[str]:
-        return []
+    def score(self, pooled: list[dict]) -> dict[str, float]:
+        return ClassificationScores(keep_in_memory=True).compute(
+            predictions=[int(item["scores"].argmax()) for item in pooled],
+            references=[item["reference"] for item in pooled],
+        )
 
     def readable(self, collected: list[dict]) -> list[dict]:
         """Class names for numbers; the surest mistakes first."""
         named = [
-            {**item, "prediction": self.classes[item["prediction"]], "reference": self.classes[item["reference"]]}
+            {
+                "name": item["name"],
+                "prediction": self.classes[item["scores"].argmax()],
+                "reference": self.classes[item["reference"]],
+                "score": float(item["scores"].max()),
+            }
             for item in collected
         ]
         return sorted(named, key=lambda item: (item["prediction"] == item["reference"], -item["score"]))
 
     def figures(self, output_dir: str, split: str, collected: list[dict], figures) -> list:
-        """The confusion matrix of one test split: rows are the true class, columns the predicted one."""
+        """The confusion matrix of a test split (rows are the true class), and each class by itself."""
         if not collected:
             return []
-        counts = confusion_matrix(
-            [item["reference"] for item in collected],
-            [item["prediction"] for item in collected],
-            labels=range(len(self.classes)),
+        ids = range(len(self.classes))
+        references = [item["reference"] for item in collected]
+        predictions = [int(item["scores"].argmax()) for item in collected]
+        counts = confusion_matrix(references, predictions, labels=ids)
+        precision, recall, f1, there = precision_recall_fscore_support(
+            references, predictions, labels=ids, zero_division=np.nan
         )
-        return [figures.confusion(output_dir, split, counts, self.classes)]
+        rows = [f"{name} ({count})" for name, count in zip(self.classes, there)]
+        title = f"{split}: by class, in brackets its clips"
+        return [
+            figures.confusion(output_dir, split, counts, self.classes),
+            figures.classes.bars_by_class(
+                output_dir, f"by_class_{split}", title, rows, {"F1": f1, "precision": precision, "recall": recall}
+            ),
+        ]
+
+
+def pool(windows: list[dict]) -> list[dict]:
+    """Windows of any batches and processes -> their clips: the mean of the windows' probabilities.
+
+    Clips of one window each may share a name, as those without a path do where the same audio comes twice.
+    """
+    clips: dict[str | int, list[dict]] = {}
+    for number, window in enumerate(windows):
+        clips.setdefault(number if window["alone"] else window["name"], []).append(window)
+    return [{**parts[0], "scores": np.mean([part["scores"] for part in parts], axis=0)} for parts in clips.values()]

@@ -5,25 +5,42 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import evaluate
 import jiwer
+import numpy as np
 import torch
 import transformers
 
 from acoustic.console import UserError
-from acoustic.data.headers import Skip
-from acoustic.data.rows import Rows
+from acoustic.data.headers import Skip, read_header
+from acoustic.data.rows import IndexedRows, Rows
 from acoustic.data.windows import Plan, whole
-from acoustic.tasks.base import build_with_head, mask_length, masking_overrides, refuse_unmaskable
+from acoustic.tasks.alignment import Piece, Timed, align_text, write_alignments
+from acoustic.tasks.base import (
+    build_with_head,
+    load_encoder_config,
+    mask_length,
+    masking_overrides,
+    refuse_unusable,
+)
+from acoustic.tasks.decoding import BeamSearch, DecodingOptions, read_spellings
 from acoustic.tasks.defaults import few_label_settings
+from acoustic.tasks.events import FrameGrid
+from acoustic.tasks.segmentation import write_label_files
+from acoustic.tasks.task import Task
 
 PAD, UNKNOWN, WORD_DELIMITER = "[PAD]", "[UNK]", "|"
 
 # Above this share of empty hypotheses nothing but blanks has been learned yet.
 BLANK_PHASE = 0.9
+# Shown in the model card; all of them are in predictions_{split}.json.
+WORST = 20
+# A budget of labels that the recordings miss by less is met: whole recordings don't add up to it.
+BUDGET_TOLERANCE = 0.05
 
 
 class ErrorRates(evaluate.Metric):
@@ -53,20 +70,26 @@ def normalize(text: str | None) -> str:
     return " ".join(word for word in (word.strip("'") for word in words) if word)
 
 
-class CTC:
-    """The vocabulary of the training transcripts and what a model makes of them."""
+class CTC(Task):
+    """The vocabulary of the training transcripts and what a model makes of them.
+
+    Evaluations while training decode greedily; `settle` turns on what the test splits get: the decoding that was asked
+    for, and the times of the reference's words.
+    """
 
     auto_class = transformers.AutoModelForCTC
     best_metric, greater_is_better = "wer", False
     shown_metrics = ("wer", "cer")
     label_kind = "text"
+    model_inputs = ("input_values", "attention_mask", "labels")
 
     def __init__(self, rows: Rows, data_args):
         """Build the vocabulary from the training rows' texts alone; no audio is opened.
 
         Raises:
-            UserError: there is no text in the column.
+            UserError: there is no text in the column, or the language model can't be used.
         """
+        self.data_args = data_args
         texts = [normalize(text) for text in rows.columns("text")]
         self.empty = sum(not text for text in texts)
         self.characters = Counter("".join(texts))
@@ -78,6 +101,12 @@ class CTC:
         alphabet = sorted(char for char in self.characters if char != " ")
         self.vocabulary = {token: index for index, token in enumerate([PAD, UNKNOWN, WORD_DELIMITER, *alphabet])}
         self.tokenizer = make_tokenizer(self.vocabulary)
+        self.decoding, self.spellings, self.unspelled = DecodingOptions.of(data_args), None, []
+        if self.decoding.language_model:
+            self.spellings, self.unspelled = read_spellings(self.decoding.language_model, self.vocabulary, normalize)
+        if self.decoding.decoding == "beam":
+            self.shown_metrics = (*self.shown_metrics, *(f"greedy_{name}" for name in self.shown_metrics))
+        self.search, self.aligned, self.grid = None, False, None
         self.last: list[dict] = []
 
     def notes(self) -> list[str]:
@@ -90,16 +119,38 @@ class CTC:
             notes.append("warning: there are digits in the transcripts; write them out as they are spoken")
         if self.empty:
             notes.append(f"{self.empty} transcripts are empty after normalisation: skipped")
+        if self.decoding.decoding == "beam":
+            notes.append(f"test splits: {self.decoding}")
+        if self.spellings:
+            left = f"; {len(self.unspelled)} have other characters than the transcripts" if self.unspelled else ""
+            notes.append(f"language model: {len(self.spellings)} words, and no other can come out{left}")
         return notes
 
-    def subset(self, rows: Rows, labels_per_class: int | None, seed: int) -> Rows:
-        return rows
+    def subset(self, rows: Rows, labels_per_class: float | None, seed: int) -> Rows:
+        """So many *minutes* of usable recordings (a transcript has no class), drawn by the seed; a smaller budget's
+        recordings are among a larger one's. Headers are read, no audio.
+        """
+        minutes = labels_per_class
+        if minutes is None:
+            return rows
+        if not isinstance(rows, IndexedRows):
+            raise UserError("label_budgets: a stream can't be drawn from; leave out streaming")
+        plan = whole(self.data_args.min_duration_in_seconds, self.data_args.max_duration_in_seconds)
+        order = np.random.default_rng(seed).permutation(len(rows))
+        seconds = np.array([usable_seconds(rows[int(index)], plan) for index in order])
+        order, seconds = order[seconds > 0], seconds[seconds > 0]
+        total, wanted = np.cumsum(seconds), 60 * minutes
+        if not len(total) or total[-1] < wanted * (1 - BUDGET_TOLERANCE):
+            has = float(total[-1]) / 60 if len(total) else 0.0
+            raise UserError(f"label_budgets: {minutes:g} minutes asked for, {rows.description} has {has:.1f} to use")
+        count = int(np.abs(total - wanted).argmin()) + 1
+        return rows.take(sorted(order[:count].tolist()))
 
-    def build(self, model_args, random_weights: bool, labeled_seconds: float | None):
+    def build(self, model_args, random_weights: bool, labeled_seconds: float | None, weighted_layer_sum: bool = False):
         settings = few_label_settings(labeled_seconds)
+        encoder = load_encoder_config(model_args.model_name_or_path, model_args.model_revision)
         overrides = {
-            **masking_overrides(model_args, settings.mask_time_prob, settings.mask_channel_prob),
-            "layerdrop": settings.layerdrop,
+            **masking_overrides(encoder, settings.mask_time_prob, settings.mask_channel_prob),
             "vocab_size": len(self.vocabulary),
             "pad_token_id": self.vocabulary[PAD],
             "bos_token_id": None,
@@ -107,14 +158,20 @@ class CTC:
             "ctc_loss_reduction": "sum",
             "ctc_zero_infinity": True,
         }
-        model, feature_extractor, notes = build_with_head(self.auto_class, model_args, random_weights, overrides)
+        if hasattr(encoder, "layerdrop"):
+            overrides["layerdrop"] = settings.layerdrop
+        model, feature_extractor, notes = build_with_head(
+            self.auto_class, model_args, random_weights, overrides, weighted_layer_sum
+        )
         self.output_lengths = model._get_feat_extract_output_lengths
+        self.grid = FrameGrid.of(
+            self.output_lengths, model.config.inputs_to_logits_ratio, feature_extractor.sampling_rate
+        )
         self.mask_length = mask_length(model.config)
         amount = "an unknown amount" if labeled_seconds is None else f"{labeled_seconds / 60:.1f} min"
-        notes.append(
-            f"few-label settings for {amount} of labels: mask_time_prob {model.config.mask_time_prob:g}, "
-            f"mask_feature_prob {model.config.mask_feature_prob:g}, layerdrop {model.config.layerdrop:g}"
-        )
+        names = [name for name in ("mask_time_prob", "mask_feature_prob", "layerdrop") if hasattr(model.config, name)]
+        chosen = ", ".join(f"{name} {getattr(model.config, name):g}" for name in names)
+        notes.append(f"few-label settings for {amount} of labels: {chosen}")
         return model, feature_extractor, notes
 
     def processing_class(self, feature_extractor):
@@ -130,8 +187,9 @@ class CTC:
                 raise Skip("empty transcript")
             if train:
                 refuse_too_long(text, frames(header.seconds))
-                refuse_unmaskable(frames(header.seconds), self.mask_length)
-            return inner(row, header, generator)
+                refuse_unusable(frames(header.seconds), self.mask_length)
+            place = {"seconds": header.seconds, "path": row["audio"].get("path")}
+            return [replace(window, row={**row, "place": place}) for window in inner(row, header, generator)]
 
         return plan
 
@@ -145,22 +203,55 @@ class CTC:
     def count_targets(self, labels: torch.Tensor) -> int:
         return int((labels >= 0).sum())
 
-    def summed_loss(self, loss: torch.Tensor, count: int) -> torch.Tensor:
+    def summed_loss(self, outputs, labels: torch.Tensor, count: int) -> torch.Tensor:
         """The head sums already: ctc_loss_reduction is "sum"."""
-        return loss
+        return outputs.loss
+
+    def settle(self, evaluate: Callable[[], dict] | None) -> list[str]:
+        """From now on: the decoding that was asked for, and times. Nothing is chosen, so nothing is evaluated."""
+        self.aligned = True
+        if self.decoding.decoding == "beam":
+            self.search = BeamSearch(
+                self.vocabulary, self.decoding, self.spellings, blank=PAD, delimiter=WORD_DELIMITER, silent=(UNKNOWN,)
+            )
+        return []
 
     def predictions(self, logits: torch.Tensor, batch: dict) -> list[dict]:
-        """Greedy decoding. References keep the characters that the vocabulary doesn't know: they count as errors."""
-        tokens = logits.argmax(-1).cpu()
+        """References keep the characters that the vocabulary doesn't know: they count as errors."""
+        places = batch.get("places") or [None] * len(logits)
+        found = []
+        for clip, name, text, place, frames in zip(
+            logits, batch["names"], batch["texts"], places, self.real_frames(logits, batch, places)
+        ):
+            clip = clip[:frames].float()  # what the model makes of the padding behind is no part of its hypothesis
+            item = {"name": name, "prediction": self.greedy(clip), "reference": normalize(text)}
+            if place is not None:
+                item["path"] = place["path"]
+            if self.search or self.aligned:
+                item |= self.settled(clip.log_softmax(-1).cpu(), item, place)
+            found.append(item)
+        return found
+
+    def real_frames(self, logits: torch.Tensor, batch: dict, places: list[dict | None]) -> list[int]:
+        """Of each clip, without those of its padding."""
         if "attention_mask" in batch:
-            # What the model makes of the padding behind a clip is not part of its hypothesis.
-            lengths = self.output_lengths(batch["attention_mask"].sum(-1)).cpu()
-            tokens[torch.arange(tokens.shape[1]) >= lengths[:, None]] = self.vocabulary[PAD]
-        hypotheses = self.tokenizer.batch_decode(tokens.numpy())
-        return [
-            {"name": name, "prediction": hypothesis, "reference": normalize(text)}
-            for name, hypothesis, text in zip(batch["names"], hypotheses, batch["texts"])
-        ]
+            return self.output_lengths(batch["attention_mask"].sum(-1)).tolist()
+        samples = [place and round(place["seconds"] * self.grid.rate) for place in places]
+        return [logits.shape[1] if count is None else int(self.output_lengths(count)) for count in samples]
+
+    def greedy(self, logits: torch.Tensor) -> str:
+        """(frames, vocabulary) -> the text of the likeliest token of each frame."""
+        return self.tokenizer.decode(logits.argmax(-1).tolist())
+
+    def settled(self, log_probs: torch.Tensor, item: dict, place: dict | None) -> dict:
+        """What else a test split gets: {"prediction", "greedy"} of a beam search, {"alignment"} of the reference."""
+        found = {}
+        if self.search:
+            found = {"prediction": self.search(log_probs), "greedy": item["prediction"]}
+        if place is not None:
+            aligned = align_text(log_probs, item["reference"], self.vocabulary, self.grid, place["seconds"])
+            found["alignment"] = aligned and aligned.to_dict()
+        return found
 
     def metrics(self, collected: list[dict]) -> dict[str, float]:
         self.last = collected
@@ -168,9 +259,10 @@ class CTC:
             return {}
         predictions = [item["prediction"] for item in collected]
         blank = sum(not text for text in predictions) / len(predictions)
-        rates = ErrorRates(keep_in_memory=True).compute(
-            predictions=predictions, references=[item["reference"] for item in collected]
-        )
+        rates = error_rates(predictions, collected)
+        if all("greedy" in item for item in collected):  # so that one sees what the search is worth
+            greedy = error_rates([item["greedy"] for item in collected], collected)
+            rates |= {f"greedy_{name}": value for name, value in greedy.items()}
         return {**rates, "empty_fraction": blank}
 
     def remarks(self, metrics: dict[str, float], updates: int) -> list[str]:
@@ -185,13 +277,65 @@ class CTC:
         ]
 
     def readable(self, collected: list[dict]) -> list[dict]:
-        """The worst utterances first, each with its word error rate."""
-        scored = [{**item, "wer": jiwer.wer(item["reference"], item["prediction"])} for item in collected]
-        return sorted(scored, key=lambda item: -item["wer"])
+        """The worst utterances first, each with its word error rate and where its audio is."""
+        scored = [
+            {
+                **{name: value for name, value in item.items() if name != "alignment"},
+                "wer": jiwer.wer(item["reference"], item["prediction"]),
+                "cer": jiwer.cer(item["reference"], item["prediction"]),
+            }
+            for item in collected
+        ]
+        return sorted(scored, key=lambda item: (-item["wer"], -item["cer"], item["name"]))
+
+    def sections(self, split: str, collected: list[dict]) -> dict[str, list[str]]:
+        """For the model card: the worst utterances, with audio, reference and hypothesis."""
+        wrong = [item for item in self.readable(collected) if item["wer"] > 0]
+        if not wrong:
+            return {}
+        table = ["| WER | CER | audio | reference | hypothesis |", "|---|---|---|---|---|"]
+        for item in wrong[:WORST]:
+            cells = (item.get("path") or item["name"], item["reference"], item["prediction"])
+            shown = " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells)
+            table.append(f"| {item['wer']:.2f} | {item['cer']:.2f} | {shown} |")
+        more = [] if len(wrong) <= WORST else ["", f"{len(wrong)} have errors; predictions_{split}.json has them all."]
+        return {f"Worst utterances of {split}": [*table, *more]}
 
     def figures(self, output_dir: str, split: str, collected: list[dict], figures) -> list:
-        """Where the errors are: word error rate by length of the reference."""
-        return [figures.error_by_length(output_dir, split, self.readable(collected))] if collected else []
+        """Where the errors are: word error rate by length of the reference. Beside it the times of the words said."""
+        if not collected:
+            return []
+        self.write_times(Path(output_dir), split, collected)
+        return [figures.error_by_length(output_dir, split, self.readable(collected))]
+
+    def write_times(self, output_dir: Path, split: str, collected: list[dict]) -> None:
+        """alignments_{split}.jsonl, and words_{split}/*.txt, which Audacity imports as label tracks."""
+        timed = sorted((item for item in collected if item.get("alignment")), key=lambda item: item["name"])
+        if not timed:
+            return
+        write_alignments(
+            output_dir / f"alignments_{split}.jsonl",
+            ({"name": item["name"], "text": item["reference"], **item["alignment"]} for item in timed),
+        )
+        recordings = [
+            Timed(item["name"], [Piece.of(word, "word") for word in item["alignment"]["words"]]) for item in timed
+        ]
+        write_label_files(output_dir / f"words_{split}", recordings)
+
+
+def error_rates(predictions: list[str], collected: list[dict]) -> dict[str, float]:
+    references = [item["reference"] for item in collected]
+    return ErrorRates(keep_in_memory=True).compute(predictions=predictions, references=references)
+
+
+def usable_seconds(row: dict, plan: Plan) -> float:
+    """The length of a recording, 0 where it would be skipped."""
+    try:
+        header = read_header(row["audio"])
+        plan(row, header, None)
+    except Skip:
+        return 0.0
+    return header.seconds if normalize(row["text"]) else 0.0
 
 
 def refuse_too_long(text: str, frames: int) -> None:

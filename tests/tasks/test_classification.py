@@ -1,5 +1,6 @@
 """Classes from labels alone, label budgets, what is skipped by name, scores, and a toy set learned by heart."""
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
@@ -45,9 +46,12 @@ def test_nothing_to_learn(rows_of, labels, words):
 
 @pytest.mark.parametrize("train", [True, False])
 def test_clips_without_a_known_class_are_skipped_with_their_reason(task, train):
-    plan = task.plan(LIMITS, None, train)
+    task.mask_length = 10
+    plan = task.plan(LIMITS, lambda seconds: int(50 * seconds), train)
     header = Header(frames=16000, rate=16000, channels=1)
-    assert len(plan({"label": "fan"}, header, torch.Generator())) == 1 if not train else True
+    assert len(list(plan({"label": "fan"}, header, np.random.default_rng(0)))) == 1
+    with pytest.raises(Skip, match="shorter than one frame of the model"):
+        plan({"label": "fan"}, Header(frames=300, rate=16000, channels=1), None)
     with pytest.raises(Skip, match="class 'valve' is not among the training classes"):
         plan({"label": "valve"}, header, None)
     with pytest.raises(Skip, match="no label"):
@@ -99,6 +103,42 @@ def test_mistakes_are_shown_first_the_surest_on_top(task):
     assert (shown[0]["prediction"], shown[0]["reference"]) == ("gear", "pump")
 
 
+def test_a_long_clip_is_the_mean_of_its_parts(task):
+    header = Header(frames=80_000, rate=16_000, channels=1)  # 5 s, in parts of at most 2
+    task.mask_length = 0
+    parts = list(
+        task.plan(LIMITS, lambda seconds: int(50 * seconds), False)({"label": "pump", "name": "x"}, header, None)
+    )
+    assert [(part.start, part.stop) for part in parts] == [(0, 26_666), (26_666, 53_333), (53_333, 80_000)]
+    assert len(list(task.plan(LIMITS, lambda seconds: int(50 * seconds), True)({"label": "pump"}, header, None))) == 1
+    logits = torch.tensor([[4.0, 0, 0], [0, 3.0, 0], [0, 3.0, 0], [0, 0, 1.0], [0, 1.0, 0]])
+    batches = [
+        (["x", "x"], slice(0, 2)),
+        (["x", "y", "y"], slice(2, 5)),
+    ]  # of one clip in two batches; twins of a name
+    windows = []
+    for names, part in batches:
+        batch = {"names": names, "labels": torch.ones(len(names), dtype=int), "alone": [name == "y" for name in names]}
+        windows += task.predictions(logits[part], batch)
+    assert task.metrics(windows)["accuracy"] == pytest.approx(2 / 3)
+    assert [item["name"] for item in task.last] == ["x", "y", "y"]
+    np.testing.assert_allclose(task.last[0]["scores"], logits[:3].softmax(-1).mean(0), rtol=1e-6)
+    assert task.readable(task.last)[1] == {
+        "name": "x",
+        "prediction": "gear",
+        "reference": "gear",
+        "score": pytest.approx(0.6, abs=0.1),
+    }
+
+
+def test_uneven_classes_are_said(rows_of):
+    notes = Classification(rows_of("label", ["a"] * 12 + ["b"] * 2), None).notes()
+    assert any("12 clips of 'a' and 2 of 'b'" in note for note in notes)
+    assert not any(
+        "accuracy hides" in note for note in Classification(rows_of("label", ["a", "a", "b"]), None).notes()
+    )
+
+
 def test_the_padding_does_not_change_a_prediction(layer_norm_checkpoint, rows_of, audio_folder):
     """A short clip beside a long one, and alone: the same logits where the model takes an attention mask."""
     task = Classification(rows_of("label", ["a", "b"]), None)
@@ -139,6 +179,7 @@ def test_three_tones_are_learned_by_heart(sound, labeled_folder, finetune_args, 
     results = run_finetune.main(argv)
     assert results["test_accuracy"] == 1.0
     assert results["test_macro_f1"] == 1.0
+    assert {"confusion_test.png", "by_class_test.png"} <= {path.name for path in (tmp_path / "out/figures").iterdir()}
     assert len(read_json(tmp_path / "out" / "predictions_test.json")["predictions"]) == 9
     skipped = read_json(tmp_path / "out" / "data_report.json")["splits"]["test"]["skipped_recordings"]
     assert skipped["unknown/0.wav"] == "class 'unknown' is not among the training classes"

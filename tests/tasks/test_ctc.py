@@ -1,17 +1,23 @@
-"""Normalisation, vocabulary, tokenizer, what is skipped by name, error rates, the blank phase, a toy set by heart."""
+"""Normalisation, vocabulary, what is skipped by name, budgets in minutes, error rates, times, a toy set by heart."""
+
+import json
 
 import jiwer
 import numpy as np
 import pytest
 import torch
-from transformers import Wav2Vec2Processor
+from toy_encoder import ToyConfig, ToyModel
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 import run_finetune
 from acoustic.config import parse_finetuning
 from acoustic.console import UserError
 from acoustic.data.headers import Header, Skip
+from acoustic.data.sources import open_rows
+from acoustic.data.spans import read_audacity
 from acoustic.report.record import read_json
-from acoustic.tasks.ctc import CTC, PAD, ErrorRates, normalize, refuse_too_long
+from acoustic.tasks.ctc import CTC, PAD, WORST, ErrorRates, normalize, refuse_too_long
+from acoustic.tasks.events import FrameGrid
 from acoustic.training.finetuning import FinetuningStep
 
 LIMITS = type("Limits", (), {"min_duration_in_seconds": 0.1, "max_duration_in_seconds": 2.0})
@@ -107,10 +113,15 @@ def test_the_limit_is_where_the_loss_becomes_infinite(task):
                 assert loss.isinf()
 
 
+def made(plan):
+    """The plan for rows of a text alone."""
+    return lambda row, header, generator: plan({"audio": {"path": "x.wav"}, **row}, header, generator)
+
+
 def test_what_can_not_be_trained_on_is_skipped(task):
     task.mask_length = 0
     header = Header(frames=16000, rate=16000, channels=1)
-    train, evaluation = (task.plan(LIMITS, lambda seconds: 5, train) for train in (True, False))
+    train, evaluation = (made(task.plan(LIMITS, lambda seconds: 5, train)) for train in (True, False))
     assert len(train({"text": "stop"}, header, None)) == 1
     with pytest.raises(Skip, match="the transcript needs 7 frames, the audio has 5"):
         train({"text": "don't!!t"}, header, None)
@@ -242,6 +253,93 @@ def test_no_loss_is_infinite(build, task, group_norm_checkpoint):
     assert loss == 0
 
 
+# ---- what a test split gets: places, times, the worst utterances
+
+
+def one_hot(task, ids: list[int]) -> torch.Tensor:
+    """(1, frames, vocabulary) logits of which softmax makes nearly certain tokens."""
+    return 10.0 * torch.nn.functional.one_hot(torch.tensor([ids]), len(task.vocabulary)).float()
+
+
+@pytest.fixture
+def settled(task):
+    """In frames of 20 ms, as `build` and `settle` leave a task."""
+    task.grid, task.output_lengths = FrameGrid(16_000, 320, 160.0), lambda samples: samples // 320
+    task.settle(None)
+    return task
+
+
+def test_times_of_the_reference(settled):
+    pad, ids = settled.vocabulary[PAD], settled.encode({"text": "do"})
+    batch = {"names": ["x"], "texts": ["Do!"], "places": [{"seconds": 0.1, "path": "/a/x.wav"}]}
+    # The padding behind the recording's five frames is not listened to.
+    (item,) = settled.predictions(one_hot(settled, [pad, ids[0], pad, ids[1], pad, ids[0], ids[0]]), batch)
+    assert (item["prediction"], item["reference"], item["path"]) == ("do", "do", "/a/x.wav")
+    (word,) = item["alignment"]["words"]
+    assert (word["word"], word["start"], word["end"]) == ("do", 0.02, 0.08)
+    assert word["confidence"] > 0.99
+    assert [token["token"] for token in item["alignment"]["tokens"]] == ["d", "o"]
+
+
+def test_a_transcript_that_does_not_fit_has_no_times(settled):
+    batch = {"names": ["x"], "texts": ["don't stop"], "places": [{"seconds": 0.1, "path": None}]}
+    (item,) = settled.predictions(one_hot(settled, [0] * 5), batch)
+    assert item["alignment"] is None and item["prediction"] == ""
+
+
+def test_the_worst_utterances_in_the_model_card(task):
+    items = [("best.wav", "stop", "stop"), ("b.wav", "do", "do stop"), ("a.wav", "do not", "")]
+    given = [
+        {"name": name, "path": f"/data/{name}", "reference": reference, "prediction": said}
+        for name, reference, said in items
+    ]
+    readable = task.readable(given)
+    assert [(item["name"], item["path"]) for item in readable] == [
+        ("b.wav", "/data/b.wav"),
+        ("a.wav", "/data/a.wav"),
+        ("best.wav", "/data/best.wav"),
+    ]
+    ((title, lines),) = task.sections("test", given).items()
+    assert title == "Worst utterances of test"
+    assert lines[2:] == ["| 1.00 | 2.50 | /data/b.wav | do | do stop |", "| 1.00 | 1.00 | /data/a.wav | do not |  |"]
+    assert task.sections("test", given[:1]) == {}
+    many = task.sections("test", given[1:2] * (WORST + 3))["Worst utterances of test"]
+    assert len(many) == WORST + 4 and many[-1].startswith(f"{WORST + 3} have errors; predictions_test.json")
+
+
+# ---- budgets
+
+
+@pytest.fixture
+def spoken(audio_folder, tmp_path):
+    """Rows of ten recordings of 3 s, one more that says nothing, and one that is too long."""
+    folder = audio_folder(12, seconds=[3.0] * 10 + [3.0, 9.0], root=tmp_path / "spoken")
+    lines = ["file_name,text"] + [f"clip_{n:03d}.wav,{'?!' if n == 10 else 'do'}" for n in range(12)]
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return open_rows(str(folder), "train", text_column="text", indexed=True)
+
+
+def names(rows) -> set[str]:
+    return {rows[index]["name"] for index in range(len(rows))}
+
+
+def test_a_budget_of_minutes(spoken):
+    arguments = type("Arguments", (), {"min_duration_in_seconds": 0.1, "max_duration_in_seconds": 5.0})
+    task = CTC(spoken, arguments)
+    usable = {f"clip_{n:03d}.wav" for n in range(10)}
+    small, large = (task.subset(spoken, minutes, 0) for minutes in (0.1, 0.25))
+    assert (len(small), len(large)) == (2, 5)
+    assert names(small) < names(large) < usable
+    assert names(task.subset(spoken, 0.25, 0)) == names(large) != names(task.subset(spoken, 0.25, 1))
+    assert names(task.subset(spoken, 0.5, 3)) == usable
+    assert len(task.subset(spoken, None, 0)) == 12  # the rest is skipped by name, later
+    with pytest.raises(UserError, match="2 minutes asked for, .* has 0.5 to use"):
+        task.subset(spoken, 2, 0)
+
+
+# ---- whole runs
+
+
 WORDS = {"low": [300], "high": [2400], "up": [300, 2400], "down": [2400, 300]}
 
 
@@ -278,3 +376,79 @@ def test_four_tone_words_are_learned_by_heart(sound, labeled_folder, finetune_ar
     assert skipped["long.wav"].startswith("the transcript needs")
     processor = Wav2Vec2Processor.from_pretrained(tmp_path / "out")
     assert processor.tokenizer.get_vocab().keys() >= set("lowhighupdn")
+
+
+TONES = {"e": 500, "o": 2400}
+
+
+@pytest.fixture
+def tone_words(sound, labeled_folder):
+    """make(number) -> folder and {name: onsets}: one or two tones of 0.15 s somewhere in 0.6 s of noise."""
+
+    def make(number: int):
+        generator, clips, metadata, onsets = np.random.default_rng(0), {}, {}, {}
+        for index in range(number):
+            places = np.sort(generator.permutation(2)[: generator.integers(1, 3)])
+            said = generator.choice(list(TONES), len(places))
+            starts = places * 0.3 + generator.uniform(0.02, 0.12, len(places))
+            waveform = 0.01 * generator.standard_normal(9_600).astype(np.float32)
+            for tone, start in zip(said, starts):
+                burst = sound([TONES[tone]], 0.15, index)
+                waveform[int(start * 16_000) :][: len(burst)] += burst * np.hanning(len(burst))  # without clicks
+            name = f"{index:02d}.wav"
+            clips[name], metadata[name], onsets[name] = waveform, {"text": "".join(said)}, starts
+        return labeled_folder(clips, metadata), onsets
+
+    return make
+
+
+@pytest.fixture
+def toy_checkpoint(tmp_path):
+    """An encoder whose frames, one every 10 ms, hear nothing but themselves."""
+    torch.manual_seed(0)
+    model = ToyModel(ToyConfig(num_hidden_layers=0))
+    torch.nn.init.ones_(model.front["scale"].weight)
+    model.save_pretrained(tmp_path / "toy")
+    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(tmp_path / "toy")
+    return str(tmp_path / "toy")
+
+
+def test_times_are_where_the_tones_are(tone_words, toy_checkpoint, finetune_args, tmp_path):
+    """And what a beam search makes of them; label files, and where the audio of the worst utterances is."""
+    folder, onsets = tone_words(32)
+    argv = finetune_args(
+        "ctc",
+        folder,
+        model_name_or_path=toy_checkpoint,
+        test_split_name="train",
+        decoding="beam",
+        beam_width=20,
+        learning_rate=2e-2,
+        freeze_encoder_steps=0,
+        freeze_feature_encoder=False,
+        max_steps=150,
+        batch_seconds=16,
+        config_overrides={"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "final_dropout": 0.0},
+    )
+    results = run_finetune.main(argv)
+    out = tmp_path / "out"
+    aligned = [json.loads(line) for line in (out / "alignments_train.jsonl").read_text().splitlines()]
+    assert [item["name"] for item in aligned] == sorted(onsets)
+    # CTC says a character in one frame of its sound.
+    away = np.array(
+        [
+            (token["start"] + token["end"]) / 2 - onset
+            for item in aligned
+            for token, onset in zip(item["tokens"], onsets[item["name"]], strict=True)
+        ]
+    )
+    assert np.mean((away > 0) & (away < 0.15)) > 0.9
+    # Any of its frames could say it, so none is sure, and greedily none does; together they are.
+    assert results["train_wer"] < 0.15 < results["train_greedy_wer"]
+    tracks = sorted((out / "words_train").iterdir())
+    assert len(tracks) == 32
+    spans = read_audacity(str(tracks[0]))
+    assert [(span.label, span.start) for span in spans] == [(w["word"], w["start"]) for w in aligned[0]["words"]]
+    assert "| train_greedy_wer |" in (out / "README.md").read_text(encoding="utf-8")
+    worst = read_json(out / "predictions_train.json")["predictions"][0]
+    assert worst["wer"] > 0 and worst["path"] in (out / "README.md").read_text(encoding="utf-8")
