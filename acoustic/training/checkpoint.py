@@ -1,11 +1,13 @@
 """Checkpoints that are whole or not there: written aside, flushed to the disk, renamed last.
 
-A process can be killed at any moment, and a disk can fill. So a checkpoint is written to incomplete-checkpoint-N;
+A process can be killed at any moment, and a disk can fill. So a checkpoint is written to _incomplete-checkpoint-N;
 when all of its files are on the disk, complete.json names each with its size and checksum; and the name checkpoint-N
 comes last, by a rename, which happens or doesn't. What has that name is still checked before a run goes on from it:
 disks and copies fail, too.
 """
 
+import contextlib
+import errno
 import json
 import os
 import re
@@ -14,7 +16,8 @@ import zlib
 from pathlib import Path
 
 MANIFEST = "complete.json"
-INCOMPLETE, DAMAGED = "incomplete-", "damaged-"
+# The Trainer pushes nothing to the Hub whose name begins so.
+INCOMPLETE, DAMAGED = "_incomplete-", "_damaged-"
 CHUNK = 2**22
 
 
@@ -24,6 +27,11 @@ def folder_of(output_dir: str, update: int) -> Path:
 
 def update_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def recorded_update(checkpoint: Path) -> int:
+    """What is written in it, whatever its name."""
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
 
 
 def staging_of(checkpoint: Path) -> Path:
@@ -58,7 +66,8 @@ def publish(checkpoint: Path) -> None:
     for folder in {path.parent for path in staging.rglob("*")}:
         flush(folder)
     staging.rename(checkpoint)
-    flush(checkpoint.parent)
+    with contextlib.suppress(OSError):  # it has its name, whatever becomes of that in a power cut
+        flush(checkpoint.parent)
 
 
 def flush(path: Path) -> None:
@@ -66,6 +75,9 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some mounted file systems can't flush a folder
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import distributed
 
-from acoustic.console import LOST_PROCESS, RunError, UserError
+from acoustic.console import LOST_PROCESS, Interrupted, RunError, UserError, is_main_process, tell
 
 
 class Exchange:
@@ -33,6 +33,19 @@ class Exchange:
         except RuntimeError as error:
             raise RunError(f"{LOST_PROCESS} ({str(error).splitlines()[0]})") from None
         return values.tolist()
+
+
+def leave_together(exchange: Exchange, error: RunError | Interrupted) -> None:
+    """Raise what all processes agree on, after the first has written all of its report and said why.
+
+    A launcher ends the others as soon as one is gone.
+    """
+    exchange.totals(0)
+    if is_main_process():
+        tell(error)
+    error.told = True
+    exchange.totals(0)
+    raise error
 
 
 def found_by_first(world_size: int, process_index: int, find: Callable):

@@ -9,6 +9,9 @@ from acoustic.console import say
 # Fragmentation can cost one batch; a size that doesn't fit comes back.
 MAX_OUT_OF_MEMORY, WITHIN_UPDATES = 3, 100
 
+# Updates after which the device is asked at the latest how many were left out.
+MOST_UNSEEN = 50
+
 
 class NonFiniteUpdates:
     """Leaves out updates whose gradients are not finite, without waiting for the device; log() reads how many.
@@ -19,7 +22,7 @@ class NonFiniteUpdates:
 
     def __init__(self, device, limit: int):
         self.limit, self.told = limit, 0
-        self.counts = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, in all
+        self.counts = torch.zeros(3, dtype=torch.int64, device=device)  # in a row, the longest such row, in all
 
     def leave_out(self, norm, optimizer, parameters, scaled: bool, sharded: bool) -> None:
         """Before the optimizer's step.
@@ -31,7 +34,8 @@ class NonFiniteUpdates:
         """
         bad = ~torch.isfinite(torch.as_tensor(norm, device=self.counts.device))
         self.counts[0] = (self.counts[0] + 1) * bad
-        self.counts[1] += bad
+        self.counts[1] = torch.maximum(self.counts[0], self.counts[1])
+        self.counts[2] += bad
         if scaled:
             return
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
@@ -41,63 +45,75 @@ class NonFiniteUpdates:
             for parameter in parameters:
                 parameter.grad = None
 
-    def judge(self, update: int) -> tuple[int, str | None]:
-        """(how many so far, why the run should stop); says what was left out since the last time."""
-        in_a_row, total = self.counts.tolist()
-        if in_a_row >= self.limit:
-            return total, (
-                f"the gradients of the last {in_a_row} updates up to {update} were not finite, and these updates were "
+    def look(self, update: int, at_the_end: bool) -> str | None:
+        """Why the run should stop; says what was left out since it last looked. It waits for a GPU: not every time."""
+        on_device = self.counts.device.type != "cpu"
+        if on_device and update % min(self.limit, MOST_UNSEEN) and not at_the_end:
+            return None
+        _, longest, total = self.counts.tolist()
+        if longest >= self.limit:
+            return (
+                f"the gradients of {longest} updates in a row up to {update} were not finite, and these updates were "
                 "left out: the weights are those from before. Lower --learning_rate, raise --warmup_steps, or use "
                 "--bf16 or float32 in place of --fp16"
             )
         if total > self.told:
             say(
-                f"warning: {total - self.told} updates up to {update} left out, their gradients were not finite "
+                f"warning: gradients were not finite, updates left out up to update {update}: {total - self.told} "
                 f"({total} in all); {self.limit} in a row end the run"
             )
         self.told = total
-        return total, None
+        return None
+
+    def total(self) -> int:
+        return int(self.counts[2])
 
     def state_dict(self) -> list[int]:
         return self.counts.tolist()
 
     def load_state_dict(self, counts: list[int]) -> None:
-        self.counts.copy_(torch.tensor(counts))
-        self.told = counts[1]
+        """The row that ended a run is not held against the one that goes on."""
+        self.counts.copy_(torch.tensor([0, 0, counts[2]] if counts[1] >= self.limit else counts))
+        self.told = counts[2]
 
 
 class OutOfMemory:
     """Counts the batches that did not fit in memory. Each is left out; soon again, and the run stops."""
 
     def __init__(self, batch_seconds: float):
-        self.batch_seconds = batch_seconds
+        self.batch_seconds, self.batch = batch_seconds, "on another process"
+        self.new = 0
         self.updates: deque[int] = deque(maxlen=MAX_OUT_OF_MEMORY)
-        self.total = 0
 
-    def note(self, update: int, rows: int, seconds: float) -> None:
-        self.total += 1
-        self.updates.append(update)
-        self.batch = f"{rows} windows of {seconds:.1f} s"
-        print(f"warning: out of memory at update {update}: a batch of {self.batch} is left out", flush=True)
+    def note(self, update: int, rows: int, seconds: float, before: int) -> None:
+        """before: batches of the same update that this process had computed, and that are lost with it."""
+        self.new, self.batch = self.new + 1, f"{rows} windows of {seconds:.1f} s"
+        more = f", and the {before} before it in this update" if before else ""
+        print(f"warning: out of memory at update {update}: a batch of {self.batch} is left out{more}", flush=True)
+
+    def take_new(self) -> int:
+        new, self.new = self.new, 0
+        return new
+
+    def count(self, update: int, batches: int) -> None:
+        """batches: left out in this update, on all processes."""
+        self.updates.extend([update] * batches)
 
     @property
     def too_often(self) -> bool:
         return len(self.updates) == MAX_OUT_OF_MEMORY and self.updates[-1] - self.updates[0] < WITHIN_UPDATES
 
     def advice(self) -> str:
-        batch = f" (the last had {self.batch})" if self.total else " (on another process)"
         return (
-            f"out of memory {MAX_OUT_OF_MEMORY} times within {WITHIN_UPDATES} updates{batch}; lower --batch_seconds "
-            f"(now {self.batch_seconds:g}), or trade time for memory with --recompute_convs true and "
-            "--gradient_checkpointing true"
+            f"out of memory {MAX_OUT_OF_MEMORY} times within {WITHIN_UPDATES} updates (the last: {self.batch}); lower "
+            f"--batch_seconds (now {self.batch_seconds:g}), which needs --ignore_data_skip true to go on, or trade "
+            "time for memory with --recompute_convs true and --gradient_checkpointing true"
         )
 
 
-IN_BACKWARD = (
-    "out of memory where other processes wait for what this one computes; lower --batch_seconds, and continue with "
-    "--resume_from_checkpoint true --ignore_data_skip true"
-)
+# On a CPU, from other libraries on a GPU, and where an asynchronous error comes late.
+SIGNS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)

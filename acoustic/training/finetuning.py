@@ -8,8 +8,6 @@ from acoustic.console import say
 from acoustic.data.survey import Survey
 from acoustic.tasks.defaults import few_label_settings
 
-MODEL_INPUTS = ("input_values", "attention_mask", "labels")
-
 
 class FinetuningStep:
     """
@@ -45,7 +43,7 @@ class FinetuningStep:
             self.frozen = frozen
 
     def forward(self, model, batch: dict):
-        return model(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
+        return model(**{name: batch[name] for name in self.task.model_inputs if name in batch})
 
     def smallest(self, batch: dict) -> dict:
         """A part of a batch that takes little memory."""
@@ -53,7 +51,7 @@ class FinetuningStep:
 
     def sums(self, outputs, batch: dict) -> tuple[torch.Tensor, dict]:
         count = self.task.count_targets(batch["labels"])
-        loss = self.task.summed_loss(outputs.loss, count)
+        loss = self.task.summed_loss(outputs, batch["labels"], count)
         sums = {"loss": loss.detach(), "targets": count}
         empty = self.task.count_empty(outputs.logits.detach())
         if empty is not None:

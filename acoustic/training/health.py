@@ -2,15 +2,12 @@
 
 A check looks at what was logged and says whether something is wrong now. It becomes a verdict once that has lasted,
 counted in updates, so that it means the same whether every update is logged or one in 500; it is said once, and again
-only if it ended in between. An objective is a table of checks.
+only if it ended in between. What is checked of which objective: checks.py.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
-# What the paper's base model was trained with: 64 x 1.4 M samples of audio in an update at a peak of 5e-4.
-PAPER_UPDATE_SECONDS, PAPER_LEARNING_RATE = 5760, 5e-4
 
 
 @dataclass(frozen=True)
@@ -18,7 +15,8 @@ class Facts:
     """What a run was asked for.
 
     Args:
-        num_codes: of all groups together.
+        num_negatives: 0 where the objective has none.
+        num_codes: of all groups together; 0 where there are none.
         warmup_steps: in updates.
         update_seconds: audio in an update, over all processes.
         num_workers, cores: for each process.
@@ -33,11 +31,18 @@ class Facts:
     update_seconds: float
     num_workers: int
     cores: int
+    objective: str = "wav2vec2"
+    negatives_from: str = ""  # where the objective has any
+    binary: bool = False  # the target and each negative are judged by themselves
 
     @property
     def chance_loss(self) -> float:
-        """Nats per masked frame of one who can't tell the target from its negatives."""
-        return math.log(self.num_negatives + 1)
+        """Nats per target of one who can't tell it from its negatives."""
+        candidates = self.num_negatives + 1
+        if not self.binary:
+            return math.log(candidates)
+        # Who gives all of them the odds of 1 to num_negatives.
+        return candidates * math.log(candidates) - self.num_negatives * math.log(max(self.num_negatives, 1))
 
     @property
     def chance_accuracy(self) -> float:
@@ -82,9 +87,9 @@ class Smooth:
         return self.total / self.weight if self.weight else None
 
 
-# Beside the last entry the watch remembers these: the last hundredth of a run, for the noise of its batches; gradient
-# norms, which are of one update each, not means of several; and waiting for audio, which comes in bursts.
-SMOOTHED = ("contrastive_loss", "accuracy", "code_perplexity")
+# Beside the last entry the watch remembers what a family names (the last hundredth of a run, for the noise of its
+# batches); gradient norms, which are of one update each, not means of several; and waiting for audio, which comes in
+# bursts.
 GRADIENT_HORIZON, WAIT_HORIZON = 20, 100
 
 # The first entries tell of workers that start and files that are opened for the first time.
@@ -94,10 +99,10 @@ LOGS_OF_THE_START = 2
 class Memory:
     """What checks look at: `now` (the finite values of the last entry), means over updates, and the best so far."""
 
-    def __init__(self, facts: Facts):
-        self.facts, self.now, self.step, self.logs = facts, {}, 0, 0
+    def __init__(self, facts: Facts, family: "Family"):
+        self.facts, self.family, self.now, self.step, self.logs = facts, family, {}, 0, 0
         self.horizon = facts.of_the_run(0.01, 20, 500)
-        self.means = {name: Smooth(self.horizon) for name in SMOOTHED}
+        self.means = {name: Smooth(self.horizon) for name in (family.loss, *family.smoothed)}
         self.log_gradient, self.wait = Smooth(GRADIENT_HORIZON), Smooth(WAIT_HORIZON)
         self.best: dict[str, float] | None = None  # the smoothed metrics at the lowest loss
         self.has_learned = False
@@ -116,18 +121,24 @@ class Memory:
         return updates
 
     def remember_the_best(self) -> None:
-        smoothed = {name: self.mean(name) for name in SMOOTHED}
-        if self.step < self.horizon or None in smoothed.values():
+        smoothed = {name: mean.value for name, mean in self.means.items() if mean.weight}
+        if self.step < self.horizon or self.family.loss not in smoothed:
             return
+        loss, codes = smoothed[self.family.loss], smoothed.get("code_perplexity", math.inf)
         # Near collapse the loss is low as well, as equal codes are no negatives: nothing to measure by.
-        if smoothed["code_perplexity"] - self.facts.num_groups < 4 * self.fewest_codes:
+        if codes - self.facts.num_groups < 4 * self.fewest_codes:
             return
         # More codes make a harder task, whose loss is measured anew.
-        lower = self.best is None or smoothed["contrastive_loss"] < self.best["contrastive_loss"]
-        if lower or smoothed["code_perplexity"] > 1.1 * self.best["code_perplexity"]:
+        best_codes = math.inf if self.best is None else self.best.get("code_perplexity", math.inf)
+        if self.best is None or loss < self.best[self.family.loss] or codes > 1.1 * best_codes:
             self.best = {**smoothed, "step": self.step}
-        # Half a nat below chance: an accuracy of 5 to 10 %, which no healthy run gives back.
-        self.has_learned |= smoothed["contrastive_loss"] < self.facts.chance_loss - 0.5
+        known = self.family.learned_below(self)
+        self.has_learned |= known is not None and loss < known
+
+    @property
+    def loss(self) -> float | None:
+        """What the objective is about, smoothed."""
+        return self.mean(self.family.loss)
 
     def mean(self, name: str) -> float | None:
         return self.means[name].value
@@ -182,6 +193,23 @@ class Check:
     due: Callable[[Memory], bool] = lambda memory: True
 
 
+@dataclass(frozen=True)
+class Family:
+    """What is watched of objectives that are alike.
+
+    Args:
+        loss: the logged name of what they are about.
+        smoothed: other names of which checks want a mean over updates.
+        learned_below: memory -> the loss that only a run that has learned something has; None where unknown.
+        checks: in this order, so that causes come before their consequences.
+    """
+
+    loss: str
+    smoothed: tuple[str, ...]
+    learned_below: Callable[[Memory], float | None]
+    checks: tuple[Check, ...]
+
+
 class Course:
     """How long a check has held."""
 
@@ -207,16 +235,16 @@ class Course:
 class HealthWatch:
     """
     Args:
-        checks: the objective's; in this order, so that causes come before their consequences.
+        family: of the objective, one of `checks.FAMILIES`.
 
     Attributes:
         active: name -> verdict, of what holds now.
         said: every verdict, in order.
     """
 
-    def __init__(self, facts: Facts, checks: tuple[Check, ...] | None = None):
-        self.facts, self.checks = facts, WAV2VEC2 if checks is None else checks
-        self.memory = Memory(facts)
+    def __init__(self, facts: Facts, family: Family):
+        self.facts, self.checks = facts, family.checks
+        self.memory = Memory(facts, family)
         self.courses = {check.name: Course() for check in self.checks}
         self.active: dict[str, Verdict] = {}
         self.said: list[Verdict] = []
@@ -247,9 +275,9 @@ class HealthWatch:
         return verdict
 
 
-def watch(history: Iterable[dict], facts: Facts, checks: tuple[Check, ...] | None = None) -> list[Verdict]:
+def watch(history: Iterable[dict], facts: Facts, family: Family) -> list[Verdict]:
     """All that there is to say of a log."""
-    watching = HealthWatch(facts, checks)
+    watching = HealthWatch(facts, family)
     for entry in history:
         watching.see(entry)
     return watching.said
@@ -262,220 +290,3 @@ def outside(value: float | None, wrong: float, right: float) -> bool | None:
     if (value >= wrong) if wrong > right else (value <= wrong):
         return True
     return False if ((value <= right) if wrong > right else (value >= right)) else None
-
-
-# ---- what to change
-
-
-def smaller_rate(facts: Facts) -> str:
-    if facts.learning_rate >= 4 * PAPER_LEARNING_RATE:
-        return f"--learning_rate {PAPER_LEARNING_RATE:g} (the paper's)"
-    return f"--learning_rate {facts.learning_rate / 2:.2g} (half)"
-
-
-def longer_warmup(facts: Facts) -> str:
-    """Twice the updates, or the paper's 8 % where there was none."""
-    return f"--warmup_steps {max(2 * facts.warmup_steps, math.ceil(0.08 * facts.max_steps))} (longer)"
-
-
-def larger_update(facts: Facts) -> str:
-    """Four times the audio; what the paper took where a run is near it or beyond."""
-    more = 4 * facts.update_seconds
-    if more > PAPER_UPDATE_SECONDS:
-        return f"--update_seconds {max(PAPER_UPDATE_SECONDS, 2 * facts.update_seconds):g}"
-    return f"--update_seconds {more:g} (four times the audio; the paper took 1.6 h, {PAPER_UPDATE_SECONDS})"
-
-
-# ---- the checks
-
-
-def patience(facts: Facts) -> int:
-    """A thousandth of the run, at least 50 updates: cheap to wait for, and a codebook may dip and recover."""
-    return facts.of_the_run(0.001, 50, 500)
-
-
-def codes_collapsed(memory: Memory) -> bool | None:
-    return outside(memory.excess_codes, memory.fewest_codes, 2 * memory.fewest_codes)
-
-
-def say_codes_collapsed(memory: Memory, since: int) -> str:
-    facts = memory.facts
-    return (
-        f"codebook collapse: code perplexity {memory.now['code_perplexity']:.1f} of {facts.num_codes} since update "
-        f"{since}; nearly all frames have the same code, so there is nothing left to tell apart and nothing more is "
-        f"learned. Start again with {smaller_rate(facts)} and {longer_warmup(facts)}, then {larger_update(facts)}, "
-        "--negatives_from utterance, or a larger diversity_loss_weight in --config_overrides"
-    )
-
-
-def loss_at_zero(memory: Memory) -> bool | None:
-    """Below .02 nats the target is named with a probability of 98 %: collapsed runs sit at .000 to .0013 (transformers
-    #14387, #12934). Released models name 60 to 70 % of the targets (fairseq #2949)."""
-    return outside(memory.now.get("contrastive_loss"), 0.02, 0.05)
-
-
-def say_loss_at_zero(memory: Memory, since: int) -> str:
-    facts, codes = memory.facts, memory.now.get("code_perplexity")
-    used = "" if codes is None else f" (code perplexity {codes:.1f} of {facts.num_codes})"
-    return (
-        f"contrastive loss at zero: {memory.now['contrastive_loss']:.4f} nats per masked frame since update {since}"
-        f"{used}; the task is solved without any idea of the audio, and nothing more is learned. Start again with "
-        f"--mask_time_length 20 (nothing to copy from neighbours), --negatives_from utterance, {smaller_rate(facts)}"
-    )
-
-
-def vanished_gradients(memory: Memory) -> bool | None:
-    """The smallest norm of a healthy run here was .13, on the plateau at its start; collapsed ones have 1e-18."""
-    return outside(memory.gradient, 1e-3, 3e-3)
-
-
-def say_vanished_gradients(memory: Memory, since: int) -> str:
-    facts = memory.facts
-    return (
-        f"vanished gradients: their norm is {memory.gradient:.1g} since update {since} (0.5 to 4 is healthy), so the "
-        f"weights hardly move and nothing more is learned. Start again with {smaller_rate(facts)} and "
-        f"{longer_warmup(facts)}; with --fp16, try --bf16 instead"
-    )
-
-
-def at_chance(memory: Memory) -> bool | None:
-    """By the loss, as with equal vectors accuracy can be anything (fairseq #3661, #3718: stuck at log 101 with .2 to
-    .8); by accuracy, as a loss can be below log(101) where equal codes leave fewer negatives."""
-    facts, loss = memory.facts, memory.mean("contrastive_loss")
-    by_accuracy = outside(memory.mean("accuracy"), 1.5 * facts.chance_accuracy, 2 * facts.chance_accuracy)
-    if by_accuracy or loss is None:
-        return by_accuracy
-    return outside(loss, facts.chance_loss - 0.1, facts.chance_loss - 0.2)
-
-
-def long_after_warmup(memory: Memory) -> bool:
-    """Healthy runs stay at chance for most of their warmup, and small ones for 100 updates more (measured); 300, or a
-    twentieth of the run. A run that had left chance needs no such time."""
-    grace = memory.facts.of_the_run(0.05, 300, 5000)
-    return memory.has_learned or memory.step >= memory.facts.warmup_steps + grace
-
-
-def say_at_chance(memory: Memory, since: int) -> str:
-    facts, loss, accuracy = memory.facts, memory.mean("contrastive_loss"), memory.mean("accuracy")
-    seen = [
-        *([] if loss is None else [f"contrastive loss {loss:.2f} (chance is {facts.chance_loss:.2f})"]),
-        *([] if accuracy is None else [f"accuracy {accuracy:.3f} (chance is {facts.chance_accuracy:.3f})"]),
-    ]
-    began = "it had learned before and fell back" if memory.has_learned else "long after its warmup"
-    return (
-        f"at chance: {', '.join(seen)} since update {since}, {began}; the run is learning nothing. Start again with "
-        f"{smaller_rate(facts)} and {larger_update(facts)}; where sounds are steady within a recording, "
-        "--negatives_from batch"
-    )
-
-
-def exploding_gradients(memory: Memory) -> bool | None:
-    """Healthy norms are 0.5 to 4.5 (quoted and measured); five times that, and not a single spike."""
-    return outside(memory.gradient, 20.0, 10.0)
-
-
-def say_exploding_gradients(memory: Memory, since: int) -> str:
-    facts = memory.facts
-    return (
-        f"exploding gradients: their norm is {memory.gradient:.3g} since update {since} (0.5 to 4 is healthy), so "
-        f"updates go far astray. Start again with {smaller_rate(facts)}, {longer_warmup(facts)}, or --max_grad_norm 1"
-    )
-
-
-def dead_group(memory: Memory) -> bool | None:
-    """A group at 1.1 gives 98 % of the frames one code; others at 2 or more use theirs."""
-    lowest, total = memory.now.get("lowest_group_perplexity"), memory.now.get("code_perplexity")
-    others = memory.facts.num_groups - 1
-    if lowest is None or total is None or others == 0:
-        return None
-    return outside(lowest, 1.1, 1.5) if (total - lowest) / others >= 2 else None
-
-
-def say_dead_group(memory: Memory, since: int) -> str:
-    facts, lowest = memory.facts, memory.now["lowest_group_perplexity"]
-    return (
-        f"dead code group: one of {facts.num_groups} groups has a perplexity of {lowest:.2f} since update {since}, so "
-        f"1/{facts.num_groups} of every code says nothing. Start again with a larger diversity_loss_weight in "
-        f"--config_overrides (0.1 is the paper's), {smaller_rate(facts)}, or --gumbel_temperature_floor 1"
-    )
-
-
-def rate_too_high(memory: Memory) -> bool | None:
-    """The loss .3 nats above its best (batches differ by .1) and accuracy down by a fifth.
-
-    The best is of the codes in use: in healthy runs the loss can rise with their number.
-    """
-    best = memory.best
-    if best is None:
-        return None
-    risen = outside(memory.mean("contrastive_loss") - best["contrastive_loss"], 0.3, 0.15)
-    fallen = outside(memory.mean("accuracy"), 0.8 * best["accuracy"], 0.9 * best["accuracy"])
-    if risen is False or fallen is False:
-        return False
-    return True if risen and fallen else None
-
-
-def say_rate_too_high(memory: Memory, since: int) -> str:
-    facts, best = memory.facts, memory.best
-    return (
-        f"learning rate too high for the batch: since update {since} the contrastive loss is "
-        f"{memory.mean('contrastive_loss'):.2f} and accuracy {memory.mean('accuracy'):.2f}, worse than "
-        f"{best['contrastive_loss']:.2f} and {best['accuracy']:.2f} at update {best['step']}, with no more codes in "
-        f"use. A rate of {facts.learning_rate:.2g} at {facts.update_seconds:g} s of audio per update; the paper took "
-        f"{PAPER_LEARNING_RATE:g} at 1.6 h ({PAPER_UPDATE_SECONDS} s). Start again with {smaller_rate(facts)}, or "
-        f"{larger_update(facts)}"
-    )
-
-
-def data_bound(memory: Memory) -> bool | None:
-    """A fifth of the time is worth a worker; our runs on two cores waited for 0.2 to 1 %."""
-    return outside(memory.wait.value, 0.2, 0.1)
-
-
-def say_data_bound(memory: Memory, since: int) -> str:
-    facts = memory.facts
-    more = min(max(2 * facts.num_workers, 2), facts.cores)
-    if more > facts.num_workers:
-        cure = f"Go on with --dataloader_num_workers {more} (it is {facts.num_workers}, of {facts.cores} cores)"
-    else:
-        cure = (
-            f"--dataloader_num_workers {facts.num_workers} takes all {facts.cores} cores already: put the audio on a "
-            "local disk, as flac or wav at 16 kHz, which decode several times faster"
-        )
-    return f"data-bound: {memory.wait.value:.0%} of the time goes into waiting for audio, since update {since}. {cure}"
-
-
-COLLAPSED = ("codebook_collapse", "loss_at_zero")
-
-WAV2VEC2 = (
-    Check("codebook_collapse", codes_collapsed, say_codes_collapsed, patience, collapse=True),
-    Check("loss_at_zero", loss_at_zero, say_loss_at_zero, patience, collapse=True, explained_by=COLLAPSED[:1]),
-    Check(
-        "vanished_gradients",
-        vanished_gradients,
-        say_vanished_gradients,
-        patience,
-        logs=3,
-        collapse=True,
-        explained_by=COLLAPSED,
-    ),
-    Check(
-        "at_chance",
-        at_chance,
-        say_at_chance,
-        lambda facts: 2 * patience(facts),
-        collapse=True,
-        explained_by=COLLAPSED,
-        due=long_after_warmup,
-    ),
-    Check("exploding_gradients", exploding_gradients, say_exploding_gradients, lambda facts: 20, logs=3),
-    Check("dead_code_group", dead_group, say_dead_group, lambda facts: 2 * patience(facts), explained_by=COLLAPSED),
-    Check(
-        "learning_rate_too_high",
-        rate_too_high,
-        say_rate_too_high,
-        lambda facts: facts.of_the_run(0.05, 100, 2000),  # longer than a hard stretch of the data
-        explained_by=(*COLLAPSED, "at_chance"),
-    ),
-    Check("data_bound", data_bound, say_data_bound, lambda facts: 100, logs=8),
-)

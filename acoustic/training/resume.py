@@ -4,32 +4,39 @@ import contextlib
 import fcntl
 import json
 import os
+import socket
 import time
 from pathlib import Path
 
 from acoustic.console import NothingToDo, ShareError, UserError, say
 from acoustic.training import checkpoint as files
+from acoustic.training import pushing
 from acoustic.training.exchange import found_by_first
 
 # A run that was told to stop may still be saving when the one that continues it starts.
 MAX_SECONDS_TO_WAIT, SECONDS_BETWEEN_LOOKS = 600, 1
+# File systems of several machines show each other's changes after a while.
+SECONDS_TO_BE_SEEN = 60
 # Of the lock; it is the system's, and goes with the process.
+LOCK = "_lock"
 HELD: dict[str, int] = {}
 
 
 def find_checkpoint(args) -> str | None:
     """The checkpoint to resume from, checked to be whole; the first process looks, for all.
 
-    `true` means the newest in output_dir; so does `auto`, but where there is none yet it means to start anew.
+    `true` means the newest in output_dir; so does `auto`, but where there is none yet it means to start anew. `hub`
+    means the one that hub_model_id holds.
 
     Raises:
         UserError: there is none to resume from, or output_dir holds a run that would be overwritten.
     """
-    return found_by_first(args.world_size, args.process_index, lambda: claim_and_find(args))
+    mark = found_by_first(args.world_size, args.process_index, lambda: claim(args.output_dir))
+    refuse_separate_folders(args, mark)
+    return found_by_first(args.world_size, args.process_index, lambda: find(args))
 
 
-def claim_and_find(args) -> str | None:
-    claim(args.output_dir)
+def find(args) -> str | None:
     wanted = str(args.resume_from_checkpoint or "false")
     if wanted.lower() == "false":
         if (there := files.checkpoints(args.output_dir)) and not args.overwrite_output_dir:
@@ -40,6 +47,8 @@ def claim_and_find(args) -> str | None:
         return None
     if wanted.lower() in ("true", "auto"):
         chosen = choose_newest(args.output_dir, must_be=wanted.lower() == "true")
+    elif wanted.lower() == "hub":
+        chosen = pushing.fetch(args.hub_model_id, args.output_dir)
     else:
         chosen = Path(wanted)
         if problem := files.what_is_wrong(chosen):
@@ -76,18 +85,38 @@ def refuse_to_fork(args, chosen: Path) -> None:
         )
 
 
-def claim(output_dir: str) -> None:
-    """Keep the folder for this process, as long as it lives.
+def refuse_separate_folders(args, mark: str | None) -> None:
+    """A checkpoint has a part of each process.
+
+    Raises:
+        ShareError: this process, on another machine, has an output_dir of its own.
+    """
+    path = Path(args.output_dir, LOCK)
+    for _ in range(SECONDS_TO_BE_SEEN if mark else 0):
+        with contextlib.suppress(OSError):
+            if args.process_index == 0 or path.read_text() == mark:
+                return
+        time.sleep(1)
+    if mark:
+        raise ShareError(
+            f"output_dir: process {args.process_index + 1} (on {socket.gethostname()}) doesn't see in "
+            f"{args.output_dir!r} what the first one wrote there; it must be one folder that all machines share"
+        )
+
+
+def claim(output_dir: str) -> str | None:
+    """Keep the folder for this process, as long as it lives. Returns what it wrote into it.
 
     Raises:
         UserError: another process goes on working in it.
     """
+    mark = f"{socket.gethostname()} {os.getpid()}"
     if output_dir in HELD:
-        return
+        return mark
     try:
-        lock = os.open(Path(output_dir, ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(Path(output_dir, LOCK), os.O_RDWR | os.O_CREAT, 0o644)
     except OSError:  # what can't be written at all is said where it is written
-        return
+        return None
     for second in range(0, MAX_SECONDS_TO_WAIT, SECONDS_BETWEEN_LOOKS):
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,7 +128,10 @@ def claim(output_dir: str) -> None:
         except OSError:  # a file system without locks
             pass
         HELD[output_dir] = lock
-        return
+        # Through this descriptor: the system gives up the lock where any other of the file is closed.
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, mark.encode(), 0)
+        return mark
     os.close(lock)
     raise UserError(f"output_dir: another run has been working in {output_dir!r} for ten minutes; give another one")
 
@@ -117,9 +149,9 @@ def clear_up(args, checkpoint: str | None) -> None:
     files.remove_leftovers(args.output_dir)
     begun = -1
     if checkpoint is not None:
-        done = json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"]
+        done = files.recorded_update(Path(checkpoint))
         if is_finished(args, checkpoint, done):
-            if args.resume_from_checkpoint == "auto":
+            if str(args.resume_from_checkpoint).lower() == "auto":
                 raise NothingToDo(f"nothing left to do: {args.output_dir} has made its {done} updates and its report")
             raise UserError(f"max_steps: {checkpoint!r} has made its {done} updates; raise max_steps to go on")
         if Path(checkpoint).parent.resolve() == Path(args.output_dir).resolve():
@@ -142,11 +174,19 @@ def is_finished(args, checkpoint: str, updates: int) -> bool:
     return False
 
 
-def refuse_another_kind(checkpoint: str, sharded: bool) -> None:
+def refuse_another_kind(checkpoint: str, sharded: bool, model_type: str) -> None:
     """
     Raises:
-        UserError: it was saved by a run under FSDP and this one is not, or the other way round.
+        UserError: it is of another objective; or it was saved by a run under FSDP and this one is not, or the other
+            way round.
     """
+    config = Path(checkpoint, "config.json")
+    saved = json.loads(config.read_text())["model_type"] if config.is_file() else model_type
+    if saved != model_type:
+        raise UserError(
+            f"resume_from_checkpoint: {checkpoint!r} is of a {saved} model, and this run trains {model_type}; give it "
+            "an output_dir of its own"
+        )
     was_sharded = any(Path(checkpoint).glob("*_fsdp*"))
     if was_sharded != sharded:
         saved, now = ("FSDP", "DDP or one process")[:: 1 if was_sharded else -1]

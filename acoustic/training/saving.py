@@ -13,10 +13,12 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import HubStrategy
 
 from acoustic.console import say
 from acoustic.training import checkpoint as files
 from acoustic.training import guard
+from acoustic.training.pushing import Pusher
 
 # After the last update no more come, so a checkpoint that can't be written is waited for: half an hour.
 LAST_TRIES = 30
@@ -28,7 +30,9 @@ class SavingTrainer(Trainer):
     Needs `guard` (a `guard.Guard`).
     """
 
+    pusher: Pusher | None = None  # of the process that writes, where a run pushes to the Hub
     saved: Path | None = None  # the newest checkpoint of this process's life
+    best: tuple = (None, None, None)  # what the last checkpoint that was written knew of the best one
 
     def _save_checkpoint(self, model, trial) -> None:
         """Called by the Trainer, on all processes, when `control.should_save`."""
@@ -41,7 +45,8 @@ class SavingTrainer(Trainer):
             if problem is None:
                 self.saved = checkpoint
                 return
-            waits = self.state.global_step >= self.state.max_steps and number < LAST_TRIES
+            at_the_end = self.state.global_step >= self.state.max_steps and number < LAST_TRIES
+            waits = at_the_end and not self.guard.is_asked_to_stop()
             say(
                 f"warning: {checkpoint.name} could not be saved ({problem}); earlier checkpoints are untouched, "
                 f"{'the run waits' if waits else 'the run goes on'}, and the next try is in {guard.RETRY_SECONDS:g} s"
@@ -52,28 +57,63 @@ class SavingTrainer(Trainer):
 
     def save_whole(self, checkpoint: Path) -> str | None:
         """Write a checkpoint, on all processes. Returns what went wrong, on any of them; then there is none."""
-        staging, best_before = files.staging_of(checkpoint), self.state.best_model_checkpoint
-        best = (
-            files.folder_of(self.args.output_dir, self.state.best_global_step) if self.state.best_global_step else None
-        )
-        if best is not None and (best == checkpoint or best.is_dir()):
-            self.state.best_model_checkpoint = str(best)
+        staging, writes = files.staging_of(checkpoint), self.args.should_save
+        self.store_flos()
+        self.note_the_best(checkpoint)
         problem = (
-            self.attempt(lambda: self.args.should_save and make_anew(staging))
+            self.attempt(lambda: writes and make_anew(staging))
             or self.attempt(lambda: self.write_files(str(staging)))
-            or self.attempt(lambda: self.args.should_save and files.publish(checkpoint))
+            or self.attempt(lambda: writes and files.publish(checkpoint))
         )
         if problem is not None:
-            self.state.best_model_checkpoint = best_before
-            if self.args.should_save:
+            # The best must be one that exists; this evaluation's model is lost.
+            self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.best
+            if writes:
                 shutil.rmtree(staging, ignore_errors=True)  # its room is needed
             return problem
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(checkpoint))
-        if self.args.should_save:
+        self.best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
+        if writes:
             with contextlib.suppress(OSError):
                 files.keep_newest(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.pusher is not None and self.args.hub_strategy != HubStrategy.END:
+            self.pusher.push_checkpoint(checkpoint)
         return None
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
+        """Of equals, which a small held-out part has many of, the one with the lower loss."""
+        best, best_step = self.state.best_metric, self.state.best_global_step
+        if super()._determine_best_metric(metrics, trial):
+            return True
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        of_best = [entry for entry in self.state.log_history if entry["step"] == best_step and "eval_loss" in entry]
+        if best is None or metrics.get(name) != best or not of_best or metrics["eval_loss"] >= of_best[0]["eval_loss"]:
+            return False
+        self.state.best_global_step = self.state.global_step
+        return True
+
+    def note_the_best(self, checkpoint: Path) -> None:
+        """In the state that is saved, where the best model so far lies: in this checkpoint or in an earlier one."""
+        if self.state.best_global_step:
+            best = files.folder_of(self.args.output_dir, self.state.best_global_step)
+            if best == checkpoint or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        """Called by the Trainer; the repository was opened before any audio was."""
+        if self.args.should_save:
+            whole = self.args.hub_strategy == HubStrategy.CHECKPOINT
+            self.pusher = Pusher(self.args.hub_model_id, self.args.output_dir, whole)
+
+    def _finish_current_push(self) -> None:
+        """Called by the Trainer at the end of the updates; ours goes on until `setup.end`."""
+
+    def _finalize_training(self, *args, **kwargs):
+        """The Trainer's own deletes all but the best checkpoint here, also of a run that is to be continued."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def write_files(self, folder: str) -> None:
         writes = [partial(self.save_model, _internal_call=True)]

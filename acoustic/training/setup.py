@@ -14,14 +14,20 @@ import numpy as np
 import transformers
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from acoustic.console import RunError, UserError, end_process_group, is_main_process, say
+from acoustic.console import RunError, UserError, is_main_process, say
 from acoustic.data.batches import BatchStream
 from acoustic.data.headers import Skip, read_header
 from acoustic.data.rows import IndexedRows
+from acoustic.data.sources import open_rows
 from acoustic.data.survey import SAMPLE, Survey, survey
 from acoustic.data.windows import thin
-from acoustic.training.exchange import found_by_first
+from acoustic.tasks import TASKS
+from acoustic.training.exchange import found_by_first, leave_together
+from acoustic.training.pushing import open_repo
 from acoustic.training.stopping import stop_with_launcher
+
+# Held out, from which on it is said aloud.
+LARGE_SHARE = 0.2
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -54,7 +60,61 @@ def start(args) -> float:
         os.makedirs(args.output_dir, exist_ok=True)
     except OSError as error:
         raise UserError(f"output_dir: can't make {args.output_dir!r}: {error.strerror}") from None
+    if args.push_to_hub:
+        args.hub_model_id = found_by_first(args.world_size, args.process_index, lambda: open_repo(args))
     return time.perf_counter()
+
+
+def left_out(args) -> list[str]:
+    """What a recipe says for another objective."""
+    return (
+        [f"left out, as objective {args.objective} has no such: {', '.join(args.left_out)}"] if args.left_out else []
+    )
+
+
+def check_memory_options(model, args) -> None:
+    """
+    Raises:
+        UserError: the model has nothing that gradient checkpointing could make again.
+    """
+    if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"gradient_checkpointing: a {model.config.model_type} model has no layers that it works on; to save "
+            "memory, lower --batch_seconds"
+        )
+
+
+def check_windows(model, data_args, rate: int) -> None:
+    """Whether there is something to predict in the shortest window.
+
+    Raises:
+        UserError: there is not.
+    """
+    for name in ("max_duration_in_seconds", "min_duration_in_seconds"):
+        seconds = getattr(data_args, name)
+        if model.count_targets(1, int(seconds * rate)) < 1:
+            tenths = next((n for n in range(1, 10_000) if model.count_targets(1, n * rate // 10) > 0), None)
+            enough = "even 1000 s are too short" if tenths is None else f"{tenths / 10:g} s are enough"
+            objective = model.config.model_type
+            raise UserError(
+                f"{name}: in {seconds:g} s there is nothing for objective {objective} to predict; {enough}"
+            )
+
+
+def open_labeled(data_args, args, split: str):
+    """The rows of one split with the column that the task needs."""
+    kind = TASKS[args.task].label_kind
+    columns = {"text": data_args.text_column_name, "spans": data_args.spans_column_name}
+    return open_rows(
+        data_args.dataset_name,
+        split,
+        dataset_config_name=data_args.dataset_config_name,
+        audio_column=data_args.audio_column_name,
+        streaming=data_args.streaming,
+        indexed=not data_args.streaming,
+        other_splits=tuple(filter(None, [data_args.eval_split_name, *data_args.test_split_name])),
+        **{f"{kind}_column": columns.get(kind, data_args.label_column_name)},
+    )
 
 
 def survey_once(args, sources: list, plan, **options) -> Survey | None:
@@ -90,7 +150,8 @@ def prepare_step(args, model) -> None:
     """What makes a pretraining step fast or small, as the options say."""
     if args.device.type == "cpu":
         keep_memory()
-    model.recompute_convs = args.recompute_convs
+    if "recompute_convs" in model.options:
+        model.recompute_convs = args.recompute_convs
     if args.compile_options is not None:
         model.compile_regions(**args.compile_options)
         on_cpu = "; on a CPU the later ones are no faster than without" if args.device.type == "cpu" else ""
@@ -140,7 +201,7 @@ def finish(trainer) -> None:
 
 
 def write_model(trainer) -> None:
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)
     trainer.save_state()
     if trainer.is_world_process_zero():
         Path(trainer.args.output_dir, "training_args.bin").unlink(missing_ok=True)  # a pickle, see the trainer
@@ -152,11 +213,11 @@ def end(trainer) -> None:
     Raises:
         RunError: the run stopped itself before its last update.
     """
+    if trainer.pusher is not None:
+        trainer.pusher.finish(trainer.args.output_dir)
     if trainer.guard.reason is not None:
-        end_process_group()
-        if not is_main_process():
-            raise SystemExit(1)
-        raise RunError(f"stopped at update {trainer.state.global_step}: {trainer.guard.reason}")
+        line = f"stopped at update {trainer.state.global_step}: {trainer.guard.reason}"
+        leave_together(trainer.exchange, RunError(line))
 
 
 def without_evaluation(args):
@@ -208,6 +269,26 @@ def total_seconds(rows) -> float | None:
         with contextlib.suppress(Skip):
             total += read_header(rows[index]["audio"]).seconds
     return total
+
+
+def held_out_lines(held_out: list, found: Survey | None) -> list[str]:
+    """How much audio is not trained on; nothing of streams, and of more recordings than are looked at.
+
+    A part is chosen by recordings: a long one among short ones can be most of the audio.
+    """
+    if found is None or not all(isinstance(rows, IndexedRows) and len(rows) <= SAMPLE for rows, _ in held_out):
+        return []
+    seconds, recordings = sum(total_seconds(rows) for rows, _ in held_out), sum(len(rows) for rows, _ in held_out)
+    if not recordings:
+        return []
+    share = seconds / max(seconds + found.seconds, 1e-9)
+    lines = [f"held out: {recordings} recordings, {seconds / 3600:.2f} h ({share:.0%} of the audio)"]
+    if share > LARGE_SHARE:
+        lines.append(
+            f"warning: {share:.0%} of the audio is not trained on; cut long recordings into several files, name an "
+            "eval_split_name, or lower validation_split_percentage"
+        )
+    return lines
 
 
 def frame_counter(model, rate: int):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def accumulation(share: float, batch_seconds: float) -> int:
 
 def fitting(args, longest: float, rate: int, model, step) -> tuple[float, str]:
     """(the most seconds that fit, by what), the same on all processes."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise UserError("batch_seconds: 'auto' tries the whole model on a device; under FSDP, give a number")
     if model is None:
         raise UserError("batch_seconds: 'auto' is for pretraining; here, give the seconds of audio in a batch")
     on_cpu = args.device.type == "cpu"
@@ -75,6 +78,11 @@ def fitting(args, longest: float, rate: int, model, step) -> tuple[float, str]:
     rows, memory = trial.on_cpu(most_rows) if on_cpu else trial.on_gpu(most_rows)
     if args.world_size > 1:
         rows = min(gather_object([rows]))
+    if rows < 1:
+        raise UserError(
+            f"batch_seconds: not one window of {longest:g} s fits in {memory}: lower --max_duration_in_seconds, or "
+            "use --recompute_convs true and --gradient_checkpointing true"
+        )
     if rows < most_rows:
         why = f"what fits in {memory}"
     else:
@@ -92,6 +100,8 @@ class Trial:
     def forward(self, rows: int) -> torch.Tensor:
         batch = {"input_values": torch.randn(rows, self.samples, device=self.args.device)}
         self.step.add_targets(batch, (0, 0, 0, 0))
+        if "kept_layers" in batch:
+            batch["kept_layers"] = (True,) * len(batch["kept_layers"])
         self.step.before_forward(self.model, 0)
         half = torch.bfloat16 if self.args.bf16 else torch.float16
         with torch.autocast(self.args.device.type, half, enabled=bool(self.args.bf16 or self.args.fp16)):
@@ -99,6 +109,7 @@ class Trial:
 
     def without_a_trace(self, action: Callable):
         training = self.model.training
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         if self.args.gradient_checkpointing:  # as the Trainer will
             self.model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
         devices = [self.args.device] if self.args.device.type == "cuda" else []
@@ -109,6 +120,8 @@ class Trial:
             finally:
                 self.model.zero_grad()
                 self.model.train(training)
+                for name, buffer in self.model.named_buffers():
+                    buffer.copy_(buffers[name])
 
     def on_cpu(self, most: int) -> tuple[int, str]:
         """From what a forward pass keeps; a real trial could have the system kill the process."""
@@ -116,12 +129,7 @@ class Trial:
         fixed = BYTES_PER_WEIGHT * sum(parameter.numel() for parameter in self.model.parameters())
         room = USED_ON_CPU * free_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - fixed
         rows = int((room / OVERHEAD - (2 * one - two)) / max(two - one, 1))
-        if rows < 1:
-            raise UserError(
-                f"batch_seconds: not one window of {self.samples:,} samples fits in {gigabytes(room + fixed)}: lower "
-                "--max_duration_in_seconds, or use --recompute_convs true and --gradient_checkpointing true"
-            )
-        return min(rows, most), gigabytes(room + fixed)
+        return max(min(rows, most), 0), gigabytes(room + fixed)
 
     def bytes_kept(self, rows: int) -> int:
         """Of the tensors that the backward pass needs, weights aside."""
@@ -150,11 +158,6 @@ class Trial:
 
         rows = self.without_a_trace(lambda: largest_that_fits(fits, most))
         torch.cuda.empty_cache()
-        if rows < 1:
-            raise UserError(
-                f"batch_seconds: not one window of {self.samples:,} samples fits in {gigabytes(total)}: lower "
-                "--max_duration_in_seconds, or use --recompute_convs true and --gradient_checkpointing true"
-            )
         return rows, gigabytes(total)
 
     def with_ballast(self, taken: int, rows: int) -> None:
@@ -193,20 +196,27 @@ def gigabytes(size: float) -> str:
 
 
 def free_memory() -> float:
-    """Bytes that this machine, or the container that it is, has left."""
+    """Bytes that this machine has left, or the container or job that this process is in."""
     free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    information = Path("/proc/meminfo")
-    if information.is_file():  # what the system only uses to cache files is free, too
+    if (information := Path("/proc/meminfo")).is_file():  # what only keeps copies of files is free, too
         words = dict(line.split(":") for line in information.read_text().splitlines())
         free = [int(words["MemAvailable"].split()[0]) * 1024]
-    for limit, used in CGROUP_FILES:
-        if Path(limit).is_file() and (most := Path(limit).read_text().strip()).isdigit():
-            free.append(int(most) - int(Path(used).read_text()))
-    return float(min(free))
+    return float(min(free + [left_in(group) for group in control_groups() if (group / "memory.max").is_file()]))
 
 
-# Versions 2 and 1.
-CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+def control_groups() -> list[Path]:
+    """This process's, and those that it is in (cgroups, version 2)."""
+    place = Path("/proc/self/cgroup")
+    names = re.findall(r"^0::/(.*)$", place.read_text(), re.MULTILINE) if place.is_file() else []
+    return [folder for name in names for folder in (CGROUPS / name, *(CGROUPS / name).parents)]
+
+
+def left_in(group: Path) -> float:
+    most = (group / "memory.max").read_text().strip()
+    if not most.isdigit():
+        return math.inf
+    files = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+    return int(most) - int((group / "memory.current").read_text()) + (int(files[1]) if files else 0)
+
+
+CGROUPS = Path("/sys/fs/cgroup")

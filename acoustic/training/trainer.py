@@ -15,21 +15,30 @@ from accelerate.utils.memory import clear_device_cache
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from acoustic.console import ShareError, UserError, say
 from acoustic.data.batches import BatchStream
 from acoustic.data.loader import StreamLoader
 from acoustic.data.tally import Tally, refuse_too_many
 from acoustic.training.exchange import Exchange
-from acoustic.training.faults import IN_BACKWARD, NonFiniteUpdates, OutOfMemory, is_out_of_memory
+from acoustic.training.faults import NonFiniteUpdates, OutOfMemory, is_out_of_memory
 from acoustic.training.guard import Guard
 from acoustic.training.resume import load_stream_state, refuse_another_kind, save_stream_state
 from acoustic.training.saving import SavingTrainer
 from acoustic.training.schedule import tri_stage
+from acoustic.training.terminal import Terminal
 
 # Of fewer rows a few bad ones are a large share by chance; what the headers say of small data sets is judged before.
 MIN_ROWS_JUDGED = 100
+
+# Windows that are kept for the figures, held-out ones where there are some.
+EXAMPLES = 8
+
+IN_BACKWARD = (
+    "out of memory where other processes wait for what this one computes; lower --batch_seconds, and continue with "
+    "--resume_from_checkpoint true --ignore_data_skip true"
+)
 
 
 class AcousticTrainer(SavingTrainer):
@@ -53,11 +62,16 @@ class AcousticTrainer(SavingTrainer):
         self.nonfinite = NonFiniteUpdates(self.args.device, self.args.max_nonfinite_updates)
         self.memory = OutOfMemory(getattr(self.train_dataset, "batch_seconds", 0.0))
         self.health = self.step.make_watch(self.audio_per_update())
-        self.guard = Guard(self.args, self.exchange, self.memory, self.health)
+        self.guard = Guard(self.args, self.exchange, self.memory, self.nonfinite, self.health)
         self.add_callback(self.guard)
-        self.in_backward = False
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(Terminal())
+        self.in_backward, self.done_in_update = False, 0
         self.sums: dict[str, torch.Tensor] = defaultdict(float)
         self.tallies: dict[str, Tally] = defaultdict(Tally)
+        self.example: torch.Tensor | None = None  # some audio, for the figures
+        self.probe = None  # a ProbeCallback, where one was asked for
         self.stream_epoch = self.epochs = 0.0
         self.stream_state: dict | None = None
         self.audio_seconds = self.wait_seconds = self.hours_seen = 0.0
@@ -80,7 +94,8 @@ class AcousticTrainer(SavingTrainer):
         if self.stream_state is not None:
             loader.load_state_dict(self.stream_state["place"])
             self.tallies["train"].load_state_dict(self.stream_state["tally"])
-            self.audio_seconds = self.stream_state["audio_seconds"]
+            self.audio_seconds, self.epochs = self.stream_state["audio_seconds"], self.stream_state["epochs"]
+            self.args.eval_on_start = self.stream_state["owes_evaluation"]
             self.sums.update(self.stream_state["sums"])
             self.nonfinite.load_state_dict(self.stream_state["nonfinite"])
         self.train_loader = loader
@@ -104,12 +119,14 @@ class AcousticTrainer(SavingTrainer):
             self.stream_state = load_stream_state(resume_from_checkpoint, self.args.process_index)
         self.args.ignore_data_skip = True
         if resume_from_checkpoint is not None:
-            refuse_another_kind(resume_from_checkpoint, self.is_fsdp_enabled)
+            refuse_another_kind(resume_from_checkpoint, self.is_fsdp_enabled, self.model.config.model_type)
             if self.load_finished(resume_from_checkpoint):
                 return
         with self.guard.signals:
             super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self.guard.raise_if_interrupted(self.state.global_step, self.saved)
+            if self.pusher is not None and self.guard.stopped_by is not None:
+                self.pusher.stop()
+            self.guard.raise_if_interrupted(self.state.global_step, self.args.max_steps, self.saved)
 
     def load_finished(self, checkpoint: str) -> bool:
         """Whether all updates were made, by a run that was killed before it told what came out; then load them."""
@@ -136,6 +153,8 @@ class AcousticTrainer(SavingTrainer):
             "place": self.train_loader.state_dict(),
             "tally": self.tallies["train"].state_dict(),
             "audio_seconds": self.audio_seconds,
+            "epochs": self.epochs,
+            "owes_evaluation": self.guard.owes_evaluation,
             "sums": {name: torch.as_tensor(value).tolist() for name, value in self.sums.items()},
             "nonfinite": self.nonfinite.state_dict(),
         }
@@ -158,6 +177,9 @@ class AcousticTrainer(SavingTrainer):
                 self.audio_seconds += seconds
                 batches.append(batch)
         self.wait_seconds += time.perf_counter() - started
+        self.done_in_update = 0
+        if self.example is None:
+            self.example = batches[0]["input_values"][:EXAMPLES].clone()
         for index, batch in enumerate(batches):
             self.step.add_targets(batch, (self.args.seed, self.state.global_step, self.args.process_index, index))
         count = sum(self.step.count_targets(batch) for batch in batches)
@@ -195,6 +217,7 @@ class AcousticTrainer(SavingTrainer):
             loss = None  # and with the error its frames go, which hold the tensors
         if loss is None:
             loss = self.leave_out(model, inputs)
+        self.done_in_update += 1
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
 
     def leave_out(self, model, inputs: dict) -> torch.Tensor:
@@ -204,8 +227,12 @@ class AcousticTrainer(SavingTrainer):
             ShareError: it is too late for that.
         """
         rows, samples = inputs["input_values"].shape
-        self.memory.note(self.state.global_step + 1, rows, samples / self.train_dataset.rate)
+        seconds = samples / self.train_dataset.rate
+        self.memory.note(self.state.global_step + 1, rows, seconds, self.done_in_update)
         model.zero_grad()
+        if getattr(self.accelerator, "scaler", None) is not None:  # which wants some gradients to look at
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         clear_device_cache()
         if self.args.world_size > 1 and (self.is_fsdp_enabled or self.accelerator.sync_gradients):
             if self.in_backward or self.is_fsdp_enabled:
@@ -240,17 +267,11 @@ class AcousticTrainer(SavingTrainer):
             logs.update(self.step.log_values(self.state.global_step))
             self.sums.clear()
             self.check_stream()
-            self.check_finite(logs)
+            if left_out := self.nonfinite.total():
+                logs["nonfinite_updates"] = left_out
         self.state.epoch = self.epochs  # of the audio; the Trainer's own is the share of max_steps that is done
         super().log(logs, start_time)
         self.guard.judge(self.state.log_history[-1], self.control)
-
-    def check_finite(self, logs: dict) -> None:
-        left_out, reason = self.nonfinite.judge(self.state.global_step)
-        if left_out:
-            logs["nonfinite_updates"] = left_out
-        if reason:
-            self.guard.stop(self.control, reason)
 
     def check_stream(self) -> None:
         """Epochs and skipped rows over all processes; too many of them end the run, on all processes at once."""
@@ -296,18 +317,28 @@ class AcousticTrainer(SavingTrainer):
         sums: dict[str, torch.Tensor] = defaultdict(float)
         collected: list = []
         loader = self.get_eval_dataloader(eval_dataset)
-        for index, batch in enumerate(tqdm(loader, metric_key_prefix, leave=False, disable=self.args.disable_tqdm)):
+        for index, batch in enumerate(
+            tqdm(loader, metric_key_prefix, leave=False, disable=self.args.disable_tqdm or None)
+        ):
             if not self.take_report(batch, metric_key_prefix):
                 continue
             # The same masks at every evaluation, so that two of them compare.
             self.step.add_targets(batch, (self.args.seed, 0, self.args.process_index, index))
+            if index == 0:
+                self.example = batch["input_values"][:EXAMPLES].clone()
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.accelerator.autocast():
                 outputs = self.step.forward(model, inputs)
+            if self.is_in_train and self.guard.signals.received and self.args.metric_for_best_model is None:
+                break
             for name, value in self.step.sums(outputs, inputs)[1].items():
                 sums[name] += value
             collected += self.step.collect(outputs, inputs)
         model.train(training)
+        if self.is_in_train and self.args.metric_for_best_model is None and self.guard.is_asked_to_stop():
+            self.guard.stop_for_signal(self.control)  # the run that goes on begins with this evaluation
+            self.guard.owes_evaluation, self.control.should_evaluate = True, False
+            return {}
         totals = self.reduce_sums(sums)
         if not totals["targets"]:
             return self.without_targets(metric_key_prefix)
@@ -319,11 +350,20 @@ class AcousticTrainer(SavingTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def last_evaluation(self) -> dict[str, float]:
+        """Of the weights as they are now: what was logged, where the last update was followed by an evaluation."""
+        at_the_end = [entry for entry in self.state.log_history if entry["step"] == self.state.global_step]
+        found = next((entry for entry in reversed(at_the_end) if "eval_runtime" in entry), None)
+        if found is None or self.example is None:  # nothing was heard yet, for the figures
+            return self.evaluate()
+        return {name: value for name, value in found.items() if name.startswith("eval_")}
+
     def without_targets(self, split: str) -> dict[str, float]:
         """Means over nothing would read as a perfect loss of 0."""
         if self.args.load_best_model_at_end and split == "eval":
             raise UserError(
                 "eval_split_name: none of the held-out clips can be used, so no checkpoint can be chosen by them"
             )
+        self.control.should_evaluate = False
         say(f"nothing to evaluate: none of the recordings of {split!r} can be used")
         return {}

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from acoustic.config import PretrainingArguments
-from acoustic.models import Wav2Vec2ForPreTraining
+from acoustic.models.wav2vec2 import Wav2Vec2ForPreTraining
 from acoustic.training.pretraining import PretrainingStep
 from acoustic.training.trainer import AcousticTrainer
 

@@ -60,7 +60,9 @@ def test_else_it_is_said_and_the_run_goes_on(pretrain_args, tmp_path, collapsing
 def test_the_watch_is_told_what_the_run_was_asked_for(pretrain_args, monkeypatch):
     told = []
     init = HealthWatch.__init__
-    monkeypatch.setattr(HealthWatch, "__init__", lambda self, facts: (told.append(facts), init(self, facts))[1])
+    monkeypatch.setattr(
+        HealthWatch, "__init__", lambda self, facts, family: (told.append(facts), init(self, facts, family))[1]
+    )
     options = {"max_steps": 5, "warmup_steps": 0.4, "learning_rate": 1e-4, "gradient_accumulation_steps": 3}
     run_pretrain.main(pretrain_args(**options))
     assert told == [
@@ -74,6 +76,7 @@ def test_the_watch_is_told_what_the_run_was_asked_for(pretrain_args, monkeypatch
             update_seconds=12.0,
             num_workers=0,
             cores=os.cpu_count(),
+            negatives_from="masked",
         )
     ]
 

@@ -13,7 +13,9 @@ import pytest
 
 from acoustic.config import DataArguments, ModelArguments, PretrainingArguments
 from acoustic.report import figures
-from acoustic.training.health import WAV2VEC2, Check, Facts, HealthWatch, outside, watch
+from acoustic.training import health
+from acoustic.training.checks import WAV2VEC2
+from acoustic.training.health import Check, Facts, Family, HealthWatch, outside
 
 HISTORIES = sorted(Path(__file__).parent.joinpath("histories").glob("*.json"))
 LEARNED = {"demo", "demo_200_updates", "voice_prompts"}
@@ -55,6 +57,10 @@ def healthy(last: int = 5000, logging_steps: int = 10, seed: int = 0, **changed)
         }
         history.append(entry | {name: value(step) for name, value in changed.items()})
     return history
+
+
+def watch(history, facts, family=WAV2VEC2) -> list:
+    return health.watch(history, facts, family)
 
 
 def names(verdicts: list) -> list[str]:
@@ -102,7 +108,7 @@ COLLAPSES = {"codebook_collapse", "loss_at_zero", "vanished_gradients", "at_chan
 
 
 def test_there_is_a_wrong_history_for_every_check():
-    assert list(WRONG) == [check.name for check in WAV2VEC2]
+    assert list(WRONG) == [check.name for check in WAV2VEC2.checks]
 
 
 @pytest.mark.parametrize("logging_steps", [1, 10, 100, 500])
@@ -265,7 +271,7 @@ def test_equal_vectors_are_at_chance_whatever_their_accuracy():
 @pytest.mark.parametrize("cut", [0, 299, 301, 340, 499])
 def test_resuming_gives_the_same(name, cut):
     history = WRONG[name]()
-    whole, resumed = HealthWatch(FACTS), HealthWatch(FACTS)
+    whole, resumed = HealthWatch(FACTS, WAV2VEC2), HealthWatch(FACTS, WAV2VEC2)
     for entry in history:
         whole.see(entry)
     for entry in history[:cut]:
@@ -290,7 +296,7 @@ def test_what_ended_and_came_back_is_said_again_and_flapping_is_not():
 
 
 def test_what_holds_is_active_until_it_ends():
-    watching = HealthWatch(FACTS)
+    watching = HealthWatch(FACTS, WAV2VEC2)
     for entry in healthy(4000, code_perplexity=lambda step: 2.0 if 1000 <= step < 2000 else 200.0):
         watching.see(entry)
         if entry["step"] in (1500, 1990):
@@ -299,7 +305,7 @@ def test_what_holds_is_active_until_it_ends():
 
 
 def test_see_returns_what_is_new():
-    watching, new = HealthWatch(FACTS), []
+    watching, new = HealthWatch(FACTS, WAV2VEC2), []
     for entry in collapsed():
         new += watching.see(entry)
     assert new == watching.said and len(new) == 1
@@ -344,7 +350,7 @@ def test_a_collapse_is_seen_in_short_and_long_runs(max_steps):
 
 def test_an_entry_costs_the_same_late_in_a_run():
     """What is kept does not grow."""
-    watching = HealthWatch(FACTS)
+    watching = HealthWatch(FACTS, WAV2VEC2)
     sizes = []
     for entry in healthy(5000, 1):
         watching.see(entry)
@@ -353,8 +359,8 @@ def test_an_entry_costs_the_same_late_in_a_run():
     assert abs(sizes[1] - sizes[0]) < 100
 
 
-def test_an_objective_is_a_table_of_checks():
-    """A reconstruction that is no better than the mean's, say."""
+def test_a_family_is_a_table_of_checks():
+    """A reconstruction that is no better than a given number, say."""
     at_the_mean = Check(
         "at_the_mean",
         lambda memory: outside(memory.now.get("reconstruction_loss"), 1.0, 0.9),
@@ -362,7 +368,8 @@ def test_an_objective_is_a_table_of_checks():
         lambda facts: 100,
     )
     history = [{"step": step, "loss": 1.0, "reconstruction_loss": 1.01} for step in range(10, 500, 10)]
-    (verdict,) = watch(history, FACTS, (at_the_mean,))
+    family = Family("reconstruction_loss", (), lambda memory: None, (at_the_mean,))
+    (verdict,) = watch(history, FACTS, family)
     assert (verdict.name, verdict.since, verdict.said, verdict.collapse) == ("at_the_mean", 10, 100, False)
 
 
@@ -370,10 +377,9 @@ def test_an_objective_is_a_table_of_checks():
 
 
 def test_the_curves_show_where_the_watch_spoke(tmp_path):
-    numbers = {"num_negatives": 100, "num_codes": 640}
     drawn = {}
     for name, verdicts in (("none", []), ("one", [(3050, "codebook_collapse")]), ("many", [(3050, "at_chance")] * 30)):
-        path = figures.pretraining_curves(str(tmp_path / name), collapsed(), **numbers, verdicts=verdicts)
+        path = figures.pretraining_curves(str(tmp_path / name), collapsed(), "contrastive", FACTS, verdicts)
         drawn[name] = plt.imread(path)[..., :3]
     assert drawn["none"].shape == drawn["one"].shape
     assert np.abs(drawn["one"] - drawn["none"]).mean() > 1e-3

@@ -143,8 +143,8 @@ def folder(tmp_path):
     """checkpoint-2 and checkpoint-10, both whole."""
     for number in (2, 10):
         checkpoint = tmp_path / f"checkpoint-{number}"
-        (tmp_path / f"incomplete-checkpoint-{number}").mkdir()
-        (tmp_path / f"incomplete-checkpoint-{number}" / "trainer_state.json").write_text(
+        (tmp_path / f"_incomplete-checkpoint-{number}").mkdir()
+        (tmp_path / f"_incomplete-checkpoint-{number}" / "trainer_state.json").write_text(
             f'{{"global_step": {number}}}'
         )
         files.publish(checkpoint)
@@ -175,7 +175,7 @@ def test_one_that_is_not_whole_is_passed_over_and_kept(folder, capsys):
         in capsys.readouterr().out
     )
     make_room(given, chosen)
-    assert sorted(path.name for path in folder.glob("*checkpoint*")) == ["checkpoint-2", "damaged-checkpoint-10"]
+    assert sorted(path.name for path in folder.glob("*checkpoint*")) == ["_damaged-checkpoint-10", "checkpoint-2"]
 
 
 def test_a_checkpoint_by_name(folder, tmp_path):
@@ -245,7 +245,7 @@ def test_a_new_folder_starts_anew(tmp_path):
 
 def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
     """One that was told to stop may still be saving; the next waits for it, and not forever."""
-    hold = f"import fcntl, sys, time; f = open({str(tmp_path / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+    hold = f"import fcntl, sys, time; f = open({str(tmp_path / '_lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
     other = subprocess.Popen(
         [sys.executable, "-c", hold + "print('held', flush=True); time.sleep(60)"], stdout=subprocess.PIPE
     )

@@ -15,7 +15,14 @@ from acoustic.console import UserError
 from acoustic.report.record import read_json
 from acoustic.training import sizing
 from acoustic.training.pretraining import PretrainingStep
-from acoustic.training.sizing import Trial, accumulation, choose_sizes, fits_in_memory, largest_that_fits
+from acoustic.training.sizing import (
+    Trial,
+    accumulation,
+    choose_sizes,
+    control_groups,
+    fits_in_memory,
+    largest_that_fits,
+)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 17, 64])
@@ -127,8 +134,16 @@ def test_the_estimate_follows_the_audio_and_the_memory(trial, monkeypatch):
     assert trial.on_cpu(10_000)[0] == found[1e8]
     assert trial.on_cpu(2)[0] == 2
     monkeypatch.setattr(sizing, "free_memory", lambda: 1e6)
-    with pytest.raises(UserError, match="not one window of 24,000 samples fits in 0.0 GB: lower --max_duration"):
-        trial.on_cpu(10)
+    assert trial.on_cpu(10)[0] == 0
+
+
+def test_where_nothing_fits_all_processes_say_so(trial, monkeypatch):
+    monkeypatch.setattr(sizing, "free_memory", lambda: 1e6)
+    with pytest.raises(UserError, match="not one window of 1.5 s fits in 0.0 GB: lower --max_duration_in_seconds"):
+        sizing.fitting(trial.args, 1.5, 16_000, trial.model, trial.step)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="under FSDP, give a number"):
+        sizing.fitting(trial.args, 1.5, 16_000, trial.model, trial.step)
 
 
 def test_on_a_gpu_it_is_tried(trial, monkeypatch):
@@ -150,16 +165,26 @@ def test_on_a_gpu_it_is_tried(trial, monkeypatch):
     assert taken_by[0] == pytest.approx(8 * weights + 8e9, rel=1e-6)
 
 
-def test_free_memory_heeds_a_containers_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(sizing, "CGROUP_FILES", ())
+def test_free_memory_heeds_the_limits_of_a_job_and_of_those_around_it(tmp_path, monkeypatch):
+    """What keeps copies of files is free, too."""
+    group = tmp_path / "slurm" / "job"
+    group.mkdir(parents=True)
+    monkeypatch.setattr(sizing, "control_groups", lambda: [group, group.parent])
     everything = sizing.free_memory()
     assert everything > 1e8
-    (tmp_path / "max").write_text("1000000\n")
-    (tmp_path / "current").write_text("400000\n")
-    monkeypatch.setattr(sizing, "CGROUP_FILES", ((str(tmp_path / "max"), str(tmp_path / "current")),))
-    assert sizing.free_memory() == 600_000
-    (tmp_path / "max").write_text("max\n")
+    for folder, most in ((group, "1000000"), (group.parent, "max")):
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text("400000\n")
+        (folder / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
+    assert sizing.free_memory() == 700_000
+    (group / "memory.max").write_text("max\n")
     assert sizing.free_memory() == pytest.approx(everything, rel=0.2)
+    (group.parent / "memory.max").write_text("900000\n")
+    assert sizing.free_memory() == 600_000
+
+
+def test_the_groups_of_this_process_are_found():
+    assert all(path.is_relative_to(sizing.CGROUPS) or sizing.CGROUPS.is_relative_to(path) for path in control_groups())
 
 
 def losses(folder) -> list[float]:

@@ -68,7 +68,10 @@ def test_an_update_that_is_not_finite_changes_nothing(pretrainer, monkeypatch, t
     (entry,) = training_log(trainer.state.log_history)
     assert entry["nonfinite_updates"] == 1
     assert all(value == value and abs(value) < float("inf") for value in entry.values())
-    assert "1 updates up to 3 left out, their gradients were not finite (1 in all)" in capsys.readouterr().out
+    assert (
+        "gradients were not finite, updates left out up to update 2: 1 (1 in all); 10 in a row"
+        in capsys.readouterr().out
+    )
     states = trainer.optimizer.state_dict()["state"].values()
     assert all(float(state["step"]) == 2 for state in states if "step" in state)
 
@@ -77,7 +80,7 @@ def test_too_many_in_a_row_stop_the_run_with_its_last_good_weights(pretrain_args
     spoil(monkeypatch, nonfinite, *range(2, 100))
     argv = pretrain_args(max_steps=50, max_nonfinite_updates=5, save_steps=2, save_total_limit=9, eval_strategy="no")
     with pytest.raises(
-        RunError, match="stopped at update 7: the gradients of the last 5 updates up to 7 were not fin"
+        RunError, match="stopped at update 7: the gradients of 5 updates in a row up to 7 were not finite"
     ):
         run_pretrain.main(argv)
     out = tmp_path / "out"
@@ -87,6 +90,13 @@ def test_too_many_in_a_row_stop_the_run_with_its_last_good_weights(pretrain_args
     assert (out / "README.md").is_file() and (out / "figures" / "pretraining.png").is_file()
     history = read_json(out / "trainer_state.json")["log_history"]
     assert [entry["nonfinite_updates"] for entry in history if "nonfinite_updates" in entry] == [1, 2, 3, 4, 5]
+
+
+def test_they_are_seen_also_where_no_log_comes(pretrain_args, monkeypatch):
+    spoil(monkeypatch, nonfinite, *range(2, 100))
+    argv = pretrain_args(max_steps=9, max_nonfinite_updates=3, logging_steps=100, eval_strategy="no")
+    with pytest.raises(RunError, match="the gradients of 3 updates in a row up to 5 were not finite"):
+        run_pretrain.main(argv)
 
 
 def test_a_log_of_nothing_but_nonfinite_updates_claims_no_loss(pretrainer, monkeypatch, training_log):
@@ -178,7 +188,7 @@ def test_a_full_disk_costs_a_warning_and_is_tried_again(pretrain_args, tmp_path,
     assert seen[6] == seen[7] == ["checkpoint-3"]
     assert sorted(seen) == [3, 6, 7, 9], "tried again at the next update, as no time must pass here"
     assert [path.name for path in files.checkpoints(str(tmp_path / "out"))] == ["checkpoint-9"]
-    assert not list((tmp_path / "out").glob("incomplete-*"))
+    assert not list((tmp_path / "out").glob("_incomplete-*"))
 
 
 def test_the_last_checkpoint_is_waited_for(pretrain_args, tmp_path, monkeypatch, capsys):
@@ -237,6 +247,92 @@ def test_a_signal_saves_and_stops(pretrain_args, tmp_path, monkeypatch, training
     run_pretrain.main([*argv, "--resume_from_checkpoint", "true"])
     resumed = training_log(read_json(tmp_path / "out" / "trainer_state.json")["log_history"])
     assert [entry["loss"] for entry in resumed] == [entry["loss"] for entry in whole]
+
+
+def evaluations(folder) -> list[dict]:
+    history = read_json(folder / "trainer_state.json")["log_history"]
+    timed = ("eval_runtime",)
+    return [{k: v for k, v in entry.items() if k not in timed} for entry in history if "eval_loss" in entry]
+
+
+@pytest.mark.parametrize("place", ["before", "during"])
+def test_a_signal_does_not_wait_for_an_evaluation(pretrain_args, tmp_path, monkeypatch, place):
+    """It can take minutes; the run that goes on begins with it, and ends like one that was never stopped."""
+    argv = pretrain_args(max_steps=8, eval_steps=4, logging_steps=3)
+    run_pretrain.main(argv)
+    whole = evaluations(tmp_path / "out")
+    argv += ["--overwrite_output_dir", "true"]
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="at update 4: .*checkpoint-4 is saved"):
+        if place == "before":
+            signal_at(patched, 3, signal.SIGTERM)
+        else:
+            evaluate = AcousticTrainer.get_eval_dataloader
+            patched.setattr(
+                AcousticTrainer,
+                "get_eval_dataloader",
+                lambda *args: (os.kill(os.getpid(), signal.SIGTERM), evaluate(*args))[1],
+            )
+        run_pretrain.main(argv)
+    assert not evaluations(tmp_path / "out" / "checkpoint-4")
+    run_pretrain.main([*argv, "--resume_from_checkpoint", "true"])
+    assert evaluations(tmp_path / "out") == whole and len(whole) >= 2
+    totals = [read_json(tmp_path / "out" / name / "trainer_state.json")["total_flos"] for name in ("", "checkpoint-8")]
+    assert totals[0] == totals[1]
+
+
+def test_a_signal_after_the_last_update_leaves_the_report_to_the_next_run(pretrain_args, tmp_path, monkeypatch):
+    argv = pretrain_args(max_steps=3, eval_strategy="no")
+    write = AcousticTrainer.write_files
+
+    def asked_meanwhile(trainer, folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(trainer, folder)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="evaluates and reports, which is all tha"):
+        patched.setattr(AcousticTrainer, "write_files", asked_meanwhile)
+        run_pretrain.main(argv)
+    assert not (tmp_path / "out" / "README.md").exists()
+    run_pretrain.main([*argv, "--resume_from_checkpoint", "true"])
+    assert (tmp_path / "out" / "README.md").exists()
+
+
+BEST = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy", "greater_is_better": True}
+
+
+def scored(monkeypatch, scores: dict[int, float]) -> None:
+    """Evaluations find these accuracies, by update."""
+    evaluate = AcousticTrainer.evaluate
+
+    def found(trainer, *args, **kwargs):
+        return evaluate(trainer, *args, **kwargs) | {"eval_accuracy": scores.get(trainer.state.global_step, 0.0)}
+
+    monkeypatch.setattr(AcousticTrainer, "evaluate", found)
+
+
+def test_a_stop_keeps_its_checkpoint_beside_the_best(pretrain_args, tmp_path, monkeypatch):
+    """The Trainer would delete all but the best at the end of a run, also of one that is to be continued."""
+    scored(monkeypatch, {3: 0.9})
+    signal_at(monkeypatch, 6, signal.SIGTERM)
+    argv = pretrain_args(max_steps=12, eval_steps=3, save_steps=3, save_total_limit=1, **BEST)
+    with pytest.raises(Interrupted, match="checkpoint-7 is saved"):
+        run_pretrain.main(argv)
+    assert [path.name for path in files.checkpoints(str(tmp_path / "out"))] == ["checkpoint-3", "checkpoint-7"]
+
+
+def test_the_best_is_one_that_could_be_saved(pretrain_args, tmp_path, monkeypatch):
+    scored(monkeypatch, {3: 0.5, 6: 0.9, 9: 0.8, 12: 0.6})
+    write = AcousticTrainer.write_files
+
+    def sometimes(trainer, folder):
+        if trainer.state.global_step == 6:
+            raise OSError(28, "No space left on device")
+        write(trainer, folder)
+
+    monkeypatch.setattr(AcousticTrainer, "write_files", sometimes)
+    run_pretrain.main(pretrain_args(max_steps=12, eval_steps=3, save_steps=3, **BEST))
+    state = read_json(tmp_path / "out" / "trainer_state.json")
+    assert (state["best_metric"], state["best_global_step"]) == (0.8, 9)
+    assert state["best_model_checkpoint"].endswith("checkpoint-9")
 
 
 def test_checkpoints_by_the_clock(pretrain_args, tmp_path, monkeypatch):
