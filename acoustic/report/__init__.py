@@ -3,55 +3,103 @@
 from pathlib import Path
 
 from acoustic.console import say
-from acoustic.report import figures
+from acoustic.report import classes, efficiency, figures, timeline
 from acoustic.report.card import write_card
+from acoustic.report.provenance import how_it_was_made, limits, metadata, model_index, shown_name
 from acoustic.report.record import write_data_report, write_json, write_run
 
 PRETRAINED_USE = """
+{needs}import soundfile  # a recording of {rate} Hz
 from transformers import AutoFeatureExtractor, AutoModel
 
-extractor, model = AutoFeatureExtractor.from_pretrained("."), AutoModel.from_pretrained(".")
-hidden = model(**extractor(waveform, sampling_rate={rate}, return_tensors="pt")).last_hidden_state
+extractor, model = AutoFeatureExtractor.from_pretrained("{name}"), AutoModel.from_pretrained("{name}")
+waveform, rate = soundfile.read("recording.wav", dtype="float32", always_2d=True)
+print(model(**extractor(waveform.mean(1), sampling_rate=rate, return_tensors="pt")).last_hidden_state.shape)
 """
 # A file name instead of the waveform would need the ffmpeg program.
 PIPELINE_USE = """
-import soundfile
+{needs}import soundfile
 from transformers import pipeline
 
-waveform, rate = soundfile.read("recording.wav", dtype="float32")
-print(pipeline("{pipeline}", model=".")({{"raw": waveform, "sampling_rate": rate}}))
+waveform, rate = soundfile.read("recording.wav", dtype="float32", always_2d=True)
+print(pipeline("{pipeline}", model="{name}")({{"raw": waveform.mean(1), "sampling_rate": rate}}))
 """
+# For a checkpoint of a system that transformers has no class for.
+NEEDS = "import acoustic  # of this repository: makes the architecture known to transformers\n"
+
+# The held-out metrics that a family of objectives is judged by.
+RESULTS = {
+    "contrastive": ("eval_contrastive_loss", "eval_accuracy", "eval_code_perplexity"),
+    "predictive": ("eval_contrastive_loss", "eval_accuracy", "eval_code_perplexity"),
+    "reconstruction": ("eval_reconstruction_loss", "eval_mean_predictor_loss"),
+    "codes": ("eval_loss", "eval_unigram_loss", "eval_accuracy"),
+}
 PIPELINES = {"classification": "audio-classification", "ctc": "automatic-speech-recognition"}
+# transformers has no pipeline for what sounds when.
+FRAMES_USE = """
+{needs}import soundfile  # a recording of {rate} Hz
+from transformers import AutoFeatureExtractor, AutoModelForAudioFrameClassification
+
+extractor = AutoFeatureExtractor.from_pretrained("{name}")
+model = AutoModelForAudioFrameClassification.from_pretrained("{name}")
+waveform, rate = soundfile.read("recording.wav", dtype="float32", always_2d=True)
+logits = model(**extractor(waveform.mean(1), sampling_rate=rate, return_tensors="pt")).logits
+print(logits.sigmoid())  # (1, frames, classes): model.config.id2label; thresholds in model.config.segmentation
+"""
+figures.classes, figures.timeline = classes, timeline  # tasks get `figures` handed in
 
 
 def report_pretraining(trainer, model_args, data_args, survey, notes, results, wall_seconds: float) -> dict:
     """Write everything that a pretraining run leaves beside its weights; returns all_results.json's content."""
-    output_dir, history, config = trainer.args.output_dir, trainer.state.log_history, trainer.model.config
+    output_dir, history, model = trainer.args.output_dir, trainer.state.log_history, trainer.model
     tallies = collect_tallies(trainer, survey)
     results = {**last_training(history), **results, "hours_seen": trainer.hours_seen, "wall_seconds": wall_seconds}
     if not trainer.is_world_process_zero():
         return results
     write_common(trainer, notes, tallies, wall_seconds)
-    curve = figures.pretraining_curves(
-        output_dir,
-        history,
-        num_negatives=config.num_negatives,
-        num_codes=config.num_codevector_groups * config.num_codevectors_per_group,
-        verdicts=[(verdict.said, verdict.name) for verdict in trainer.health.said],
-    )
+    names, base = RESULTS[model.family], model_args.model_name_or_path
+    if trainer.probe is not None:
+        results |= trainer.probe.results
+        names = (*names, *trainer.probe.results)
     write_card(
         output_dir,
-        kind=f"{trainer.args.objective} pretrained on {data_args.dataset_name}",
-        metadata={"library_name": "transformers", "tags": ["audio", "pretraining", trainer.args.objective]},
-        facts=[*notes, *training_facts(trainer, survey, tallies, wall_seconds)],
-        results=numbers(results, ("eval_contrastive_loss", "eval_accuracy", "eval_code_perplexity", "hours_seen")),
-        figures=[curve],
-        usage=PRETRAINED_USE.format(rate=trainer.train_dataset.rate),
+        kind=f"{trainer.args.objective} pretrained on {sources(data_args)}",
+        metadata=metadata(trainer.args, data_args, base, ["pretraining", trainer.args.objective]),
+        facts=[*notes, *training_facts(trainer, survey, tallies, wall_seconds), *probe_facts(trainer)],
+        results=numbers(results, (*names, "hours_seen")),
+        figures=draw_pretraining(trainer),
+        usage=PRETRAINED_USE.format(rate=trainer.train_dataset.rate, needs=needs(model), name=loads_as(trainer)),
+        limits=limits("pretraining", heard(trainer, data_args)),
+        made=how_it_was_made(trainer.args, wall_seconds),
         health=verdict_lines(trainer) or [f"the watch ({len(trainer.health.checks)} checks) had nothing to say"],
     )
     write_results(output_dir, results)
-    say_where(output_dir, results, ("eval_contrastive_loss", "eval_accuracy", "eval_code_perplexity"))
+    say_where(output_dir, results, names)
     return results
+
+
+def draw_pretraining(trainer) -> list[Path]:
+    """The curves, and what else there is to see of this objective."""
+    output_dir, history, model = trainer.args.output_dir, trainer.state.log_history, trainer.model
+    facts = trainer.health.facts
+    verdicts = [(verdict.said, verdict.name) for verdict in trainer.health.said]
+    drawn = [figures.pretraining_curves(output_dir, history, model.family, facts, verdicts)]
+    if trainer.probe is not None:
+        drawn.append(figures.probe(output_dir, history, trainer.probe.clips.chance))
+    if figures.by_step(history):
+        drawn.append(figures.steps_ahead(output_dir, history, facts.chance_accuracy))
+    if trainer.example is None or trainer.is_fsdp_enabled:  # under FSDP no process has all of a model
+        return drawn
+    audio = trainer.example.to(trainer.args.device)
+    if hasattr(model, "code_usage"):
+        drawn.append(figures.code_usage(output_dir, model.code_usage(audio).cpu().numpy()))
+    if hasattr(model, "training_examples"):
+        drawn.append(figures.reconstruction(output_dir, model.training_examples(audio, trainer.args.seed)))
+    return drawn
+
+
+def needs(model) -> str:
+    return NEEDS if type(model.config).__module__.startswith("acoustic.") else ""
 
 
 def report_finetuning(
@@ -64,23 +112,71 @@ def report_finetuning(
     if not trainer.is_world_process_zero():
         return results
     write_common(trainer, notes, tallies, wall_seconds)
-    drawn = [figures.finetuning_curves(output_dir, history, task.best_metric)]
+    drawn, sections = [figures.finetuning_curves(output_dir, history, task.best_metric)], {}
     for split, collected in tested.items():
+        sections |= task.sections(split, collected)
         write_json(Path(output_dir, f"predictions_{split}.json"), {"predictions": task.readable(collected)})
         drawn += task.figures(output_dir, split, collected, figures)
-    name = trainer.args.task
+    name, base = trainer.args.task, model_args.model_name_or_path
+    scores = {
+        split: {
+            metric: results[f"{split}_{metric}"] for metric in task.shown_metrics if f"{split}_{metric}" in results
+        }
+        for split in tested
+    }
+    index = model_index(trainer.args, data_args, scores)
     write_card(
         output_dir,
-        kind=f"{name} fine-tuned from {model_args.model_name_or_path}",
-        metadata={"library_name": "transformers", "pipeline_tag": PIPELINES[name], "tags": ["audio"]},
+        kind=f"{name} fine-tuned from {shown_name(base)} on {sources(data_args)}",
+        metadata={**metadata(trainer.args, data_args, base, [name], **pipeline_tag(name)), **index},
         facts=[*task.notes(), *notes, *training_facts(trainer, survey, tallies, wall_seconds)],
         results=numbers(results, tuple(f"{split}_{metric}" for split in tested for metric in task.shown_metrics)),
         figures=drawn,
-        usage=PIPELINE_USE.format(pipeline=PIPELINES[name]),
+        usage=usage(name, trainer),
+        sections=sections,
+        limits=limits(kind_of_limits(task, name), heard(trainer, data_args), getattr(task, "classes", None)),
+        made=how_it_was_made(trainer.args, wall_seconds),
     )
     write_results(output_dir, results)
     say_where(output_dir, results, tuple(f"{split}_{metric}" for split in tested for metric in task.shown_metrics))
     return results
+
+
+def report_efficiency(args, found: dict) -> dict:
+    """The figure, and what came out in words; the numbers are in label_efficiency.json already."""
+    figure = efficiency.label_efficiency(args.output_dir, found)
+    for line in found["says"]:
+        say(line)
+    say(f"done: {figure}")
+    return found
+
+
+def pipeline_tag(task: str) -> dict[str, str]:
+    return {"pipeline_tag": PIPELINES[task]} if task in PIPELINES else {}
+
+
+def usage(task: str, trainer) -> str:
+    given = {"needs": needs(trainer.model), "name": loads_as(trainer)}
+    if task in PIPELINES:
+        return PIPELINE_USE.format(pipeline=PIPELINES[task], **given)
+    return FRAMES_USE.format(rate=trainer.train_dataset.rate, **given)
+
+
+def loads_as(trainer) -> str:
+    """What `from_pretrained` takes: the repository on the Hub, or this folder."""
+    return trainer.args.hub_model_id if trainer.args.push_to_hub else "."
+
+
+def sources(data_args) -> str:
+    return ", ".join(shown_name(source.name) for source in data_args.mix)
+
+
+def heard(trainer, data_args) -> str:
+    return f"{sources(data_args)} ({trainer.hours_seen:.2f} h, repeats counted)"
+
+
+def kind_of_limits(task, name: str) -> str:
+    return "several" if name == "segmentation" or hasattr(task, "thresholds") else name
 
 
 def write_common(trainer, notes, tallies, wall_seconds: float) -> None:
@@ -133,6 +229,10 @@ def training_facts(trainer, survey, tallies: dict, wall_seconds: float) -> list[
     if trainer.guard.reason is not None:
         facts.append(f"stopped before its last update: {trainer.guard.reason}")
     return facts
+
+
+def probe_facts(trainer) -> list[str]:
+    return [] if trainer.probe is None else [f"probe while pretraining: {trainer.probe.clips}"]
 
 
 def numbers(results: dict, names: tuple[str, ...]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The figures of a run, drawn from what it logged. One style, readable in black and white."""
 
-import math
+import re
 from pathlib import Path
 
 import matplotlib
@@ -89,29 +89,29 @@ def mark_verdicts(axes, verdicts: list[tuple[int, str]]) -> None:
 
 
 def pretraining_curves(
-    output_dir: str, history: list[dict], *, num_negatives: int, num_codes: int, verdicts: list[tuple[int, str]] = ()
+    output_dir: str, history: list[dict], family: str, facts, verdicts: list[tuple[int, str]] = ()
 ) -> Path:
-    """Six panels over updates: loss, accuracy, perplexity, gradient norm and learning rate, throughput, hours seen.
+    """Up to six panels over updates: what the family of objectives is about above, how the run goes below.
 
-    verdicts: (update, name) of what the watch said; black dashed lines, named in the last panel.
+    Args:
+        family: a name in `ABOUT`.
+        facts: `num_negatives`, `num_codes`, `chance_loss` and `chance_accuracy` of the run.
+        verdicts: (update, name) of what the watch said; black dashed lines, named in the last panel.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained")
-        (loss, accuracy, perplexity), (gradient, speed, hours) = axes
-        for axis, key in ((loss, "contrastive_loss"), (accuracy, "accuracy"), (perplexity, "code_perplexity")):
-            draw(axis, history, key, "training", color=INK, linewidth=1.2)
-            draw(axis, history, f"eval_{key}", "held out", color=ACCENT, marker="o", markersize=3, linewidth=1.2)
+        about, (gradient, speed, hours) = axes
+        panels = ABOUT[family]
+        for axis, panel in zip(about, panels):
+            panel(axis, history, facts)
             if axis.lines:
                 axis.legend()
-        loss.set_title("contrastive loss (nats per masked frame)")
-        level(loss, math.log(num_negatives + 1), "chance")
-        accuracy.set_title(f"accuracy among {num_negatives} negatives")
-        level(accuracy, 1 / (num_negatives + 1), "chance")
-        perplexity.set_title(f"code perplexity (of {num_codes})")
-        perplexity.set_ylim(0, num_codes * 1.02)
+        for axis in about[len(panels) :]:
+            axis.set_axis_off()
         draw(gradient, history, "grad_norm", "gradient norm", color=INK, linewidth=1.2)
         gradient.set_title("gradient norm (solid), learning rate (dashed)")
-        band(gradient, *HEALTHY_GRADIENT, "healthy")
+        if family == "contrastive":
+            band(gradient, *HEALTHY_GRADIENT, "healthy")
         gradient.set_ylim(bottom=0)
         rate = gradient.twinx()
         rate.spines["right"].set_visible(False)
@@ -123,10 +123,172 @@ def pretraining_curves(
         speed.set_ylim(bottom=0)
         draw(hours, history, "hours_seen", "hours seen", color=INK, linewidth=1.2)
         hours.set_title("hours of audio seen")
-        for axis in axes.flat:
+        shown = np.array([axis for axis in axes.flat if axis.axison])
+        for axis in shown:
             axis.set_xlabel("updates")
-        mark_verdicts(axes, verdicts)
+        mark_verdicts(shown, verdicts)
         return save(figure, output_dir, "pretraining")
+
+
+def both(axis, history: list[dict], key: str) -> None:
+    """A metric in training and on the held-out part."""
+    draw(axis, history, key, "training", color=INK, linewidth=1.2)
+    draw(axis, history, f"eval_{key}", "held out", color=ACCENT, marker="o", markersize=3, linewidth=1.2)
+
+
+def contrastive_loss(axis, history: list[dict], facts) -> None:
+    both(axis, history, "contrastive_loss")
+    axis.set_title("contrastive loss (nats per target)")
+    level(axis, facts.chance_loss, "chance")
+
+
+def accuracy(axis, history: list[dict], facts) -> None:
+    both(axis, history, "accuracy")
+    if facts.num_negatives:
+        axis.set_title(f"accuracy among {facts.num_negatives} negatives")
+        level(axis, facts.chance_accuracy, "chance")
+    else:
+        axis.set_title("accuracy among all codes")
+
+
+def code_perplexity(axis, history: list[dict], facts) -> None:
+    both(axis, history, "code_perplexity")
+    axis.set_title(f"code perplexity (of {facts.num_codes})")
+    axis.set_ylim(0, facts.num_codes * 1.02)
+
+
+def codes_or_steps(axis, history: list[dict], facts) -> None:
+    if facts.num_codes:
+        code_perplexity(axis, history, facts)
+        return
+    last = max((int(key.removeprefix("accuracy_")) for key in by_step(history)), default=0)
+    for step, style in ((1, "-"), ((last + 1) // 2, "--"), (last, ":")):
+        draw(axis, history, f"accuracy_{step}", f"{step} ahead", color=INK, linewidth=1.2, linestyle=style)
+    axis.set_title("accuracy by step ahead, training")
+    level(axis, facts.chance_accuracy, "chance")
+
+
+def by_step(history: list[dict]) -> set[str]:
+    return {key for entry in history for key in entry if re.fullmatch(r"accuracy_\d+", key)}
+
+
+def reconstruction_loss(axis, history: list[dict], facts) -> None:
+    both(axis, history, "reconstruction_loss")
+    draw(axis, history, "mean_predictor_loss", "the mean's, training", color=FAINT, linestyle=":", linewidth=1.2)
+    axis.set_title("reconstruction loss (L1 per cell)")
+    axis.set_ylim(bottom=0)
+
+
+def explained(axis, history: list[dict], facts) -> None:
+    for prefix, label, style in (
+        ("", "training", {"color": INK}),
+        ("eval_", "held out", {"color": ACCENT, "marker": "o", "markersize": 3}),
+    ):
+        names = f"{prefix}reconstruction_loss", f"{prefix}mean_predictor_loss"
+        points = [(entry["step"], *(entry[name] for name in names)) for entry in history if names[1] in entry]
+        if points:
+            steps, losses, means = np.array(points).T
+            axis.plot(steps, 1 - losses / means, label=label, linewidth=1.2, **style)
+    axis.set_title("share of the mean's error that is gone")
+    level(axis, 0.0, "the mean")
+
+
+def codes_loss(axis, history: list[dict], facts) -> None:
+    both(axis, history, "loss")
+    draw(axis, history, "unigram_loss", "frequencies alone, training", color=FAINT, linestyle=":", linewidth=1.2)
+    axis.set_title("cross-entropy (nats per masked frame)")
+    axis.set_ylim(bottom=0)
+
+
+# What each family of objectives is about, in the upper row of its curves.
+ABOUT = {
+    "contrastive": (contrastive_loss, accuracy, code_perplexity),
+    "predictive": (contrastive_loss, accuracy, codes_or_steps),
+    "reconstruction": (reconstruction_loss, explained),
+    "codes": (codes_loss, accuracy, code_perplexity),
+}
+
+
+def steps_ahead(output_dir: str, history: list[dict], chance: float) -> Path:
+    """Accuracy over the number of steps that are predicted ahead, at the end of a run."""
+    names = sorted(by_step(history), key=lambda name: int(name.removeprefix("accuracy_")))
+    steps = [int(name.removeprefix("accuracy_")) for name in names]
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
+        for prefix, label, style in (("", "training", {"color": INK}), ("eval_", "held out", {"color": ACCENT})):
+            values = [series(history, prefix + name)[1] for name in names]
+            if all(values):
+                axis.plot(steps, [value[-1] for value in values], label=label, marker="o", markersize=3, **style)
+        level(axis, chance, "chance")
+        axis.set_xticks(steps)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("steps ahead")
+        axis.set_title("accuracy by step ahead")
+        axis.legend()
+        return save(figure, output_dir, "steps_ahead")
+
+
+def probe(output_dir: str, history: list[dict], chance: float) -> Path:
+    """Accuracy of the frozen probe over the updates, and what the weights were good for before the first."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
+        draw(axis, history, "probe_accuracy", "frozen probe", color=INK, marker="o", markersize=3, linewidth=1.2)
+        steps, values = series(history, "probe_accuracy")
+        if steps[0] == 0:
+            level(axis, values[0], "before training")
+        level(axis, chance, "chance")
+        axis.set_ylim(0, 1.02)
+        axis.set_xlabel("updates")
+        axis.set_title("cross-validated accuracy on the probe's clips")
+        return save(figure, output_dir, "probe")
+
+
+def reconstruction(output_dir: str, example: dict) -> Path:
+    """What the model saw of a window, what it made of it, and what there was.
+
+    Args:
+        example: "input", "prediction", "target" (frames, bands), "chosen" (frames,) bool, "hop_seconds".
+    """
+    seconds = len(example["target"]) * example["hop_seconds"]
+    low, high = np.percentile(example["target"], (1, 99))
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        figure, axes = plt.subplots(3, 1, figsize=(8, 6), layout="constrained", sharex=True)
+        titles = ("input, hidden frames marked above", "prediction (its loss counts where marked)", "target")
+        for axis, name, title in zip(axes, ("input", "prediction", "target"), titles):
+            extent = (0, seconds, 0, example[name].shape[1])
+            axis.imshow(
+                example[name].T, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=extent
+            )
+            axis.set_title(title)
+            axis.set_ylabel("band")
+            times = (np.flatnonzero(example["chosen"]) + 0.5) * example["hop_seconds"]
+            above = axis.get_xaxis_transform()  # seconds across, the panel's height upwards
+            (marks,) = axis.plot(times, np.full(len(times), 1.015), "|", color=ACCENT, transform=above, clip_on=False)
+            marks.set_in_layout(False)
+        axes[-1].set_xlabel("seconds")
+        return save(figure, output_dir, "reconstruction")
+
+
+def code_usage(output_dir: str, counts: np.ndarray) -> Path:
+    """The share of the frames that each code has, the most used first, a line for each group.
+
+    Args:
+        counts: (groups, entries).
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+        for group, style in zip(counts, ("-", "--", ":", "-.") * len(counts)):
+            shares = np.sort(group / max(group.sum(), 1))[::-1]
+            used = int((group > 0).sum())
+            label = f"{used} of {len(group)} used"
+            axis.plot(np.arange(1, used + 1), shares[:used], style, color=INK, label=label)
+        level(axis, 1 / counts.shape[1], "all alike")
+        axis.set_yscale("log")
+        axis.set_xlim(0, counts.shape[1] * 1.02)
+        axis.set_xlabel("codes, the most used first")
+        axis.set_title(f"share of {counts.sum(1).max():,} frames, by group")
+        axis.legend()
+        return save(figure, output_dir, "code_usage")
 
 
 def finetuning_curves(output_dir: str, history: list[dict], metric: str) -> Path:

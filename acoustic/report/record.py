@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "accelerate", "s
 
 def write_json(path: Path, content: dict) -> None:
     """All of it or, where the process is killed, nothing."""
-    aside = path.with_name(f".{path.name}.part")
+    aside = path.with_name(f"_{path.name}.part")
     aside.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     aside.replace(path)
 
@@ -38,9 +38,13 @@ def write_run(output_dir: str, args, notes: list[str], wall_seconds: float, heal
         "health": list(health),
         "wall_seconds": round(wall_seconds, 1),
         "hardware": hardware(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": versions(),
     }
     write_json(Path(output_dir, "run.json"), content)
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def command_line() -> str:

@@ -1,5 +1,7 @@
 """Every figure is drawn, also from short and patchy histories."""
 
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -38,8 +40,52 @@ def check(path, shape_at_least=(300, 300)):
     return pixels
 
 
-def pretraining(folder, history):
-    return figures.pretraining_curves(str(folder), history, num_negatives=100, num_codes=640)
+FACTS = SimpleNamespace(num_negatives=100, num_codes=640, chance_loss=4.6, chance_accuracy=0.01)
+FAMILIES = list(figures.ABOUT)
+# What the objectives log beside wav2vec 2.0.
+OTHERS = {
+    **{f"accuracy_{step}": 0.5 / step for step in range(1, 13)},
+    "reconstruction_loss": 0.5,
+    "mean_predictor_loss": 0.8,
+    "unigram_loss": 5.0,
+}
+
+
+def pretraining(folder, history, family="contrastive", facts=FACTS):
+    return figures.pretraining_curves(str(folder), history, family, facts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_curves_of_every_family(tmp_path, family):
+    history = [{**entry, **(OTHERS if "loss" in entry else {})} for entry in HISTORY]
+    drawn = check(pretraining(tmp_path, history, family), (500, 900))
+    empty = check(pretraining(tmp_path, [], family), (500, 900))
+    assert drawn.shape != empty.shape or np.abs(drawn - empty).mean() > 1e-3
+
+
+def test_accuracy_by_step_ahead(tmp_path):
+    history = [{"step": 1, **OTHERS}, {"step": 1, **{f"eval_{name}": 0.9 * value for name, value in OTHERS.items()}}]
+    check(figures.steps_ahead(str(tmp_path), history, 0.09))
+    check(figures.steps_ahead(str(tmp_path), history[:1], 0.09))
+    no_codes = SimpleNamespace(**{**vars(FACTS), "num_codes": 0})
+    check(pretraining(tmp_path, history, "predictive", no_codes), (500, 900))
+
+
+def test_reconstruction_shows_what_was_hidden(tmp_path):
+    noise = np.random.default_rng(0)
+    target = noise.normal(size=(120, 80))
+    example = {"target": target, "prediction": target * 0.5, "hop_seconds": 0.01}
+    drawn = {}
+    for name, chosen in (("none", np.zeros(120, bool)), ("some", np.arange(120) % 10 < 3)):
+        example |= {"input": np.where(chosen[:, None], 0, target), "chosen": chosen}
+        drawn[name] = check(figures.reconstruction(str(tmp_path / name), example))
+    assert drawn["none"].shape != drawn["some"].shape or np.abs(drawn["none"] - drawn["some"]).mean() > 1e-3
+
+
+def test_code_usage(tmp_path):
+    counts = np.random.default_rng(0).poisson(3, (2, 64)) * (np.arange(64) < 40)
+    check(figures.code_usage(str(tmp_path), counts))
+    check(figures.code_usage(str(tmp_path), np.zeros((1, 8), int)))
 
 
 def test_pretraining_curves(tmp_path):
