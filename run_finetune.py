@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained encoder on a few labels: classification or CTC.
+"""Fine-tune a pretrained encoder on a few labels: classification, CTC, segmentation; or find anomalies with it.
 
     python run_finetune.py [recipe.yaml] [--key value ...]
     accelerate launch run_finetune.py recipes/demo/classification.yaml
@@ -12,10 +12,12 @@ from acoustic.config import parse_finetuning
 from acoustic.console import one_line_errors, say
 from acoustic.data.collate import PadToLongest
 from acoustic.data.holdout import hold_out
-from acoustic.data.sources import open_rows
-from acoustic.report import report_finetuning
-from acoustic.tasks import TASKS
+from acoustic.report import report_efficiency, report_finetuning
+from acoustic.report.anomaly import report_anomaly
+from acoustic.tasks import make_task
+from acoustic.tasks.anomaly_run import run_anomaly
 from acoustic.training import setup
+from acoustic.training.efficiency import prove
 from acoustic.training.finetuning import FinetuningStep, choose_freeze_steps
 from acoustic.training.resume import find_checkpoint, make_room
 from acoustic.training.sizing import choose_sizes
@@ -24,21 +26,36 @@ from acoustic.training.trainer import AcousticTrainer
 
 def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, args = parse_finetuning(argv)
+    if args.task == "anomaly":  # nothing to train
+        return find_anomalies(model_args, data_args, args)
+    if args.label_budgets:
+        return report_efficiency(args, prove(model_args, data_args, args, finetune))
+    return finetune(model_args, data_args, args)
+
+
+def finetune(model_args, data_args, args) -> dict:
     started = setup.start(args)
     checkpoint = find_checkpoint(args)
 
-    rows = open_labeled(data_args, args, data_args.train_split_name)
+    rows = setup.open_labeled(data_args, args, data_args.train_split_name)
     if data_args.eval_split_name:
-        held_out = open_labeled(data_args, args, data_args.eval_split_name)
+        held_out = setup.open_labeled(data_args, args, data_args.eval_split_name)
     else:
         rows, held_out = hold_out(rows, data_args.validation_split_percentage)
     # Opened before training, so that a split that isn't there costs no hours.
-    tests = {split: open_labeled(data_args, args, split) for split in data_args.test_split_name}
-    task = TASKS[args.task](rows, data_args)
+    tests = {split: setup.open_labeled(data_args, args, split) for split in data_args.test_split_name}
+    if held_out is None and not tests:
+        say("note: nothing is held out or tested, so nothing tells how good it is; see --validation_split_percentage")
+    task = make_task(args.task, rows, data_args)
     rows = task.subset(rows, data_args.labels_per_class, args.seed)
-    model, feature_extractor, notes = task.build(model_args, args.random_weights, setup.total_seconds(rows))
+    model, feature_extractor, notes = task.build(
+        model_args, args.random_weights, setup.total_seconds(rows), args.weighted_layer_sum
+    )
+    notes += task.unseen({"the held-out part": held_out, **tests})
     for note in [*task.notes(), *notes]:
         say(note)
+    model.config.window_seconds = data_args.max_duration_in_seconds  # what acoustic.predict will cut into
+    setup.check_memory_options(model, args)
 
     frames = setup.frame_counter(model, feature_extractor.sampling_rate)
     train_plan, eval_plan = task.plan(data_args, frames, train=True), task.plan(data_args, frames, train=False)
@@ -73,6 +90,7 @@ def main(argv: list[str] | None = None) -> dict:
     )
     make_room(args, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
+    notes += task.settle(trainer.evaluate if eval_stream else None)
 
     results, tested = {}, {}
     for split, test_rows in tests.items():
@@ -87,20 +105,10 @@ def main(argv: list[str] | None = None) -> dict:
     return results
 
 
-def open_labeled(data_args, args, split: str):
-    """The rows of one split with the column that the task needs."""
-    kind = TASKS[args.task].label_kind
-    column = data_args.text_column_name if kind == "text" else data_args.label_column_name
-    return open_rows(
-        data_args.dataset_name,
-        split,
-        dataset_config_name=data_args.dataset_config_name,
-        audio_column=data_args.audio_column_name,
-        streaming=data_args.streaming,
-        indexed=not data_args.streaming,
-        other_splits=tuple(filter(None, [data_args.eval_split_name, *data_args.test_split_name])),
-        **{f"{kind}_column": column},
-    )
+def find_anomalies(model_args, data_args, args) -> dict:
+    started = setup.start(args)
+    run = run_anomaly(model_args, data_args, args)
+    return report_anomaly(run, args, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

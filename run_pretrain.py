@@ -11,13 +11,13 @@ import time
 from acoustic.config import parse_pretraining
 from acoustic.console import one_line_errors, say
 from acoustic.data.collate import Rectangle
-from acoustic.data.holdout import hold_out
-from acoustic.data.sources import open_rows
-from acoustic.data.windows import cover, usable
+from acoustic.data.mix import open_unlabeled
+from acoustic.data.windows import cover
 from acoustic.models import build_for_pretraining
 from acoustic.report import report_pretraining
 from acoustic.training import setup
 from acoustic.training.pretraining import PretrainingStep
+from acoustic.training.probe import add_probe, open_probe
 from acoustic.training.resume import find_checkpoint, make_room
 from acoustic.training.sizing import choose_sizes
 from acoustic.training.trainer import AcousticTrainer
@@ -27,6 +27,20 @@ def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, args = parse_pretraining(argv)
     started = setup.start(args)
     checkpoint = find_checkpoint(args)
+
+    model, feature_extractor, notes = build_for_pretraining(
+        args.objective,
+        model_args.model_name_or_path,
+        model_args.model_revision,
+        model_args.config_overrides,
+        args.objective_settings,
+        args.quantizer_name_or_path,
+    )
+    for note in [*notes, *setup.left_out(args)]:
+        say(note)
+    setup.check_memory_options(model, args)
+    setup.check_windows(model, data_args, feature_extractor.sampling_rate)
+    probed = open_probe(data_args)
 
     plan = cover(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
     sources, held_out = open_unlabeled(data_args, plan, evaluates=args.eval_strategy != "no")
@@ -40,16 +54,8 @@ def main(argv: list[str] | None = None) -> dict:
         show_progress=args.process_index == 0,
     )
     say(f"audio: {found or 'a stream from ' + ', '.join(rows.description for rows, _ in sources)}")
-
-    model, feature_extractor, notes = build_for_pretraining(
-        args.objective,
-        model_args.model_name_or_path,
-        model_args.model_revision,
-        model_args.config_overrides,
-        args.objective_settings,
-    )
-    for note in notes:
-        say(note)
+    for line in setup.held_out_lines(held_out, found):
+        say(line)
     setup.prepare_step(args, model)
     step, rate = PretrainingStep(model, args), feature_extractor.sampling_rate
     batch_seconds = choose_sizes(args, data_args, rate, model, step, checkpoint)
@@ -72,36 +78,16 @@ def main(argv: list[str] | None = None) -> dict:
         eval_dataset=eval_stream,
         max_skipped_fraction=data_args.max_skipped_fraction,
     )
+    if probed is not None:
+        add_probe(trainer, probed, data_args, rate, batch_seconds)
     make_room(args, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
-    results = trainer.evaluate() if eval_stream is not None and trainer.guard.reason is None else {}
+    results = trainer.last_evaluation() if eval_stream is not None and trainer.guard.reason is None else {}
     setup.finish(trainer)
     wall_seconds = time.perf_counter() - started
     results = report_pretraining(trainer, model_args, data_args, found, notes, results, wall_seconds)
     setup.end(trainer)
     return results
-
-
-def open_unlabeled(data_args, plan, evaluates: bool) -> tuple[list, list]:
-    """(training sources, held-out sources), each [(rows, weight)]: two splits where both are named, else a part by the
-    names' hashes."""
-    sources, held_out = [], []
-    for source in data_args.mix:
-        options = {
-            "dataset_config_name": source.config or data_args.dataset_config_name,
-            "audio_column": source.audio_column or data_args.audio_column_name,
-            "streaming": data_args.streaming if source.streaming is None else source.streaming,
-        }
-        others = tuple(filter(None, [data_args.eval_split_name]))
-        rows = open_rows(source.name, source.split or data_args.train_split_name, other_splits=others, **options)
-        rest = None
-        if data_args.eval_split_name:
-            rest = open_rows(source.name, data_args.eval_split_name, **options)
-        elif evaluates:
-            rows, rest = hold_out(rows, data_args.validation_split_percentage, usable(plan))
-        sources.append((rows, source.weight))
-        held_out += [(rest, source.weight)] if rest is not None else []
-    return sources, held_out
 
 
 if __name__ == "__main__":

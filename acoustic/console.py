@@ -21,6 +21,8 @@ class NothingToDo(UserError):
 class RunError(RuntimeError):
     """What ended a run that was begun rightly, in one line: what, where and how to go on. Exit code 1."""
 
+    told = False
+
 
 class Interrupted(Exception):
     """A signal asked the run to stop, and it did: with a checkpoint, or saying why there is none.
@@ -28,6 +30,8 @@ class Interrupted(Exception):
     Args:
         number: of the signal; the exit code is 128 more, which schedulers and shells know.
     """
+
+    told = False
 
     def __init__(self, number: int, text: str):
         super().__init__(text)
@@ -64,7 +68,7 @@ def one_line_errors():
             print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
         sys.exit(2)
     except RunError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        tell(error)
         sys.exit(1)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in SIGNS_OF_A_LOST_PROCESS):
@@ -78,11 +82,21 @@ def one_line_errors():
         print(f"error: {error.strerror}{where}; make room, and start again", file=sys.stderr, flush=True)
         sys.exit(1)
     except Interrupted as stop:
+        tell(stop)
         end_process_group()
-        say(str(stop))
         sys.exit(128 + stop.number)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def tell(error: RunError | Interrupted) -> None:
+    """Once, whoever is first to."""
+    if not error.told:
+        error.told = True
+        if isinstance(error, Interrupted):
+            say(str(error))
+        else:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def end_process_group() -> None:
