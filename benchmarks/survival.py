@@ -404,7 +404,7 @@ def wait_for(moment: Moment, run: Run, output_dir: Path, first: int) -> bool:
             return False  # before the first update, what lies there is of the life before
         if moment.when == "save" and staged < first + SAVE_STEPS * (moment.nth - 1):
             return False
-        return moment.file is None or (output_dir / f"incomplete-checkpoint-{staged}" / moment.file).exists()
+        return moment.file is None or (output_dir / f"_incomplete-checkpoint-{staged}" / moment.file).exists()
 
     came = wait_until(has_come, run, every=0.0 if moment.when == "deletion" else 0.0005)
     if came and moment.seconds:
@@ -1141,9 +1141,10 @@ def agree(times: int = 2000) -> None:
 
 def health_seconds(entries: int = 1000) -> list[float]:
     """Of each of so many log entries of a healthy run."""
+    from acoustic.training.checks import WAV2VEC2
     from acoustic.training.health import Facts, HealthWatch
 
-    watch = HealthWatch(Facts(100, 640, 2, 400_000, 32_000, 5e-4, 5760, 2, 2))
+    watch = HealthWatch(Facts(100, 640, 2, 400_000, 32_000, 5e-4, 5760, 2, 2), WAV2VEC2)
     draw, seconds = random.Random(SEED), []
     for step in range(1, entries + 1):
         entry = {

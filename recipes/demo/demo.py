@@ -54,8 +54,8 @@ def main() -> None:
 
     say("\n== 1 of 3: synthesise the sound world")
     # A process of its own: its workers would import torch with this one.
-    command = [sys.executable, str(HERE / "synthesize.py"), "--output_dir", DATA, "--hours", str(args.hours)]
-    subprocess.run(command, check=True)
+    command = [sys.executable, str(HERE / "synthesize.py"), "--output_dir", DATA, "--parts", "components"]
+    subprocess.run([*command, "--hours", str(args.hours)], check=True)
     say("\n== 2 of 3: pretrain on the unlabeled recordings")
     pretrained = f"{OUTPUT}/pretrain"
     options = ["--output_dir", pretrained, "--overwrite_output_dir", "true"]

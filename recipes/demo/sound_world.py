@@ -272,6 +272,22 @@ def lagged_curve(event, quantity, times):
     return curve
 
 
+def running_spans(timeline, share=1 / 3):
+    """When each component runs: [{"start", "end", "label"}, ...], in seconds, in the order of starts.
+
+    A machine runs while its shaft turns at more than `share` of its nominal speed, switched on or coasting down. At a
+    third its sound is some 15 dB below its usual level: it has just become, or just ceased to be, audible.
+    """
+    spans = []
+    for event in timeline["events"]:
+        times = np.arange(event["start"], event["end"], 0.001)
+        turning = np.flatnonzero(lagged_curve(event, "speed_hz", times) > share * event["speed_hz"])
+        if len(turning) > 1:  # else it had hardly begun when the recording ended
+            start, end = times[turning[0]], min(times[turning[-1]] + 0.001, event["end"])
+            spans.append({"start": round(float(start), 3), "end": round(float(end), 3), "label": event["component"]})
+    return sorted(spans, key=lambda span: (span["start"], span["label"]))
+
+
 def draw_clip_event(component, rng, seconds, shifted=False):
     """A machine and one run of it that is switched on for at least half of the clip."""
     machine = draw_machine(component, rng, shifted)
@@ -543,12 +559,13 @@ RENDER = {
 }
 
 
-def render_event(machine, event, rng):
+def render_event(machine, event, rng, fault=None):
     """The sound of one run at 1 m: (samples,) float32, power about 1 while it runs at its nominal speed.
 
     Every machine also has what all rotating machines share, so that these parts tell nothing: harmonics of its shaft
     rate (imbalance, misalignment, looseness) and friction noise. The body's resonances stay where they are while the
-    orders sweep through them.
+    orders sweep through them. A fault (sound, event, motion, rng) -> sound is in the machine, hence before its body,
+    and leaves the power as it is.
     """
     individual, motion = np.random.default_rng(machine.seed), motion_of(event, rng)
     characteristic = RENDER[machine.component](event, motion, individual, rng)
@@ -556,6 +573,8 @@ def render_event(machine, event, rng):
     rotation = play(wavetable(rotation, individual), motion.turns)
     gains = from_db(individual.uniform([-24, -30], [-12, -18])).astype(np.float32)
     sound = unit_power(characteristic) + gains[0] * rotation + gains[1] * noise(rng, len(motion))
+    if fault is not None:
+        sound = fault(unit_power(sound), event, motion, rng)
     sound = filtered(sound, body_response(individual))
     law = individual.uniform(1.2, 2.2)  # sound power grows with the 2nd to 5th power of speed, depending on its source
     sound = unit_power(sound) * motion.drive**law
@@ -679,6 +698,17 @@ def synthesize_clip(component, rng, seconds=4.0, shifted=False):
     """
     machine, event = draw_clip_event(component, rng, seconds, shifted)
     return record([(machine, event)], seconds, rng, shifted), {"duration": seconds, "events": [event]}
+
+
+def synthesize_mixture(rng, seconds=4.0):
+    """A clip with one to four components at once: each is switched on for at least half of it, and all in its middle.
+
+    How many follows about how often so many of the plant's six run at once. Returns what `synthesize_clip` returns.
+    """
+    count = rng.choice([1, 2, 3, 4], p=[0.3, 0.35, 0.25, 0.1])
+    components = [COMPONENTS[number] for number in sorted(rng.choice(len(COMPONENTS), count, replace=False))]
+    schedule = [draw_clip_event(component, rng, seconds) for component in components]
+    return record(schedule, seconds, rng), {"duration": seconds, "events": [event for _, event in schedule]}
 
 
 def synthesize_recording(rng, seconds=60.0, shifted=False):

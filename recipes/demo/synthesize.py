@@ -1,17 +1,28 @@
-"""Write the demo's data: synthesised machine recordings, their timelines, and a figure of them.
+"""Write the demo's data: synthesised machine recordings, what is to be known of them, and figures.
 
     python recipes/demo/synthesize.py --output_dir data/demo
 
 OUTPUT_DIR/
-  unlabeled/rec_00000.flac ...           long recordings: one machine of each component comes and goes
-  train/<component>/0000.flac ...        clips in which one component runs for at least half of the time
-  test/<component>/0000.flac ...         other machines and rooms of the same world
-  shifted/<component>/0000.flac ...      speeds outside of the usual ranges, 6 to 10 dB more noise
-  {unlabeled,train,test,shifted}_timeline.jsonl   one line per file: which component does what, when
-  figures/sound_world.png
-  settings.json                          same settings again: nothing to do
+  components: which component is running?
+    unlabeled/rec_00000.flac ...          long recordings: one machine of each component comes and goes
+    train/<component>/0000.flac ...       clips in which one component runs for at least half of the time
+    test/<component>/0000.flac ...        other machines and rooms of the same world
+    shifted/<component>/0000.flac ...     speeds outside of the usual ranges, 6 to 10 dB more noise
+    {unlabeled,train,test,shifted}_timeline.jsonl   one line per file: which component does what, when
+    figures/sound_world.png
+  plant: when does which component run?
+    plant/{train,validation,test}/        long recordings as in unlabeled/; metadata.jsonl: file_name and spans, a list
+                                          of {"start", "end", "label"} that overlap, in seconds
+  mixed: which components run at once?
+    mixed/{train,validation,test}/        clips of one to four components; metadata.jsonl: file_name and components
+  faults: does this machine sound wrong?
+    faults/train/<machine>/0000.flac ...  twelve individual machines, each as it should be
+    faults/test/<machine>/0000.flac ...   half of the clips with a fault; metadata.jsonl in train/ and test/:
+                                          file_name, machine, and label: normal, bearing, imbalance or leak
+    figures/faults.png
+  settings.json                           a part with the same settings again is left as it is
 
-Recording k of a split depends only on (seed, split, k), not on how many there are or on the number of processes.
+Recording k of a folder depends only on (seed, folder, k), not on how many there are or on the number of processes.
 """
 
 import argparse
@@ -19,16 +30,52 @@ import hashlib
 import json
 import multiprocessing
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
+import faults
 import numpy as np
 import sound_world
 import soundfile
 from sound_world import COMPONENTS, SAMPLE_RATE
 from tqdm import tqdm
 
-SPLITS = ("unlabeled", "train", "test", "shifted")
+PARTS = {
+    "components": ("unlabeled", "train", "test", "shifted"),
+    "plant": ("plant/train", "plant/validation", "plant/test"),
+    "mixed": ("mixed/train", "mixed/validation", "mixed/test"),
+    "faults": ("faults/train", "faults/test"),
+}
+PART_OF = {folder: part for part, folders in PARTS.items() for folder in folders}
+# Number of each folder's random stream. 4 and 5 draw the figure.
+STREAMS = dict(zip(PART_OF, (0, 1, 2, 3, *range(6, 6 + len(PART_OF)))))
+# All that the files of a part depend on, beside the options that every part has: seed and the sources.
+OPTIONS = {
+    "components": ("hours", "labeled_per_class", "test_per_class", "recording_seconds", "clip_seconds"),
+    "plant": ("plant_recordings", "recording_seconds"),
+    "mixed": ("mixed_clips", "clip_seconds"),
+    "faults": ("fault_clips", "clip_seconds"),
+}
+OWN_FILES = {
+    "components": (
+        "unlabeled/rec_*.flac",
+        *(f"{s}/{c}/[0-9]*.flac" for s in PARTS["components"][1:] for c in COMPONENTS),
+    ),
+    "plant": ("plant/*/rec_*.flac", "plant/*/metadata.jsonl"),
+    "mixed": ("mixed/*/[0-9]*.flac", "mixed/*/metadata.jsonl"),
+    "faults": (*(f"faults/*/{machine}/[0-9]*.flac" for machine in faults.MACHINE_IDS), "faults/*/metadata.jsonl"),
+}
+
+
+class Job(NamedTuple):
+    """One file."""
+
+    folder: str  # relative to the output folder, as in PART_OF
+    number: int
+    name: str | None  # of the component or the machine; None: several components
+    seconds: float
+    file_name: str  # relative to `folder`
 
 
 def positive(kind, text):
@@ -47,16 +94,21 @@ def parse_arguments(argv=None):
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     number, count = partial(positive, float), partial(positive, int)
     number.__name__, count.__name__ = "number", "whole number"  # argparse names the type in its message
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--hours", type=number, default=1.0, help="hours of unlabeled recordings (default 1.0)")
-    parser.add_argument("--labeled_per_class", type=count, default=40, help="training clips per component (40)")
-    parser.add_argument(
-        "--test_per_class", type=count, default=50, help="clips per component in test and shifted (50)"
-    )
-    parser.add_argument("--recording_seconds", type=number, default=60.0, help="length of unlabeled recordings (60)")
-    parser.add_argument("--clip_seconds", type=number, default=4.0, help="length of labeled clips (4)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other machines (0)")
-    parser.add_argument("--num_workers", type=count, default=2, help="processes; changes nothing but the time (2)")
+    add, counts = parser.add_argument, partial(parser.add_argument, type=count)
+    three = {"nargs": 3, "metavar": ("TRAIN", "VALIDATION", "TEST")}
+    add("--output_dir", type=Path, required=True)
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to make; others stay as they are (all)")
+    add("--hours", type=number, default=1.0, help="hours of unlabeled recordings (default 1.0)")
+    counts("--labeled_per_class", default=40, help="training clips per component (40)")
+    counts("--test_per_class", default=50, help="clips per component in test and shifted (50)")
+    counts("--plant_recordings", default=[20, 5, 15], **three, help="recordings in plant (20 5 15)")
+    counts("--mixed_clips", default=[400, 100, 300], **three, help="clips in mixed (400 100 300)")
+    help_text = "clips per machine in faults: normal for training, and normal and faulty each for the test (40 15)"
+    counts("--fault_clips", default=[40, 15], nargs=2, metavar=("TRAIN", "TEST"), help=help_text)
+    add("--recording_seconds", type=number, default=60.0, help="length of unlabeled and plant recordings (60)")
+    add("--clip_seconds", type=number, default=4.0, help="length of all clips (4)")
+    add("--seed", type=int, default=0, help="another seed, other machines (0)")
+    counts("--num_workers", default=2, help="processes; changes nothing but the time (2)")
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed must be 0 or more, not {args.seed}")
@@ -70,202 +122,161 @@ def parse_arguments(argv=None):
     return args
 
 
-def settings_of(args):
-    """All that decides about the files' content, the synthesis' own source included."""
-    settings = {key: value for key, value in vars(args).items() if key not in ("output_dir", "num_workers")}
-    sources = b"".join(Path(path).read_bytes() for path in (sound_world.__file__, __file__))
-    return {**settings, "source_sha256": hashlib.sha256(sources).hexdigest()[:16]}
+def settings_of(args, part):
+    """All that decides about the content of a part's files, the synthesis' own source included."""
+    modules = (sound_world.__file__, __file__, *([faults.__file__] if part == "faults" else []))
+    sources = b"".join(Path(path).read_bytes() for path in modules)
+    chosen = {key: getattr(args, key) for key in (*OPTIONS[part], "seed")}
+    return {**chosen, "source_sha256": hashlib.sha256(sources).hexdigest()[:16]}
 
 
-def jobs_of(args):
-    """(split, k, component or None, seconds, file name) of every file."""
-    recordings = max(1, round(args.hours * 3600 / args.recording_seconds))
-    for k in range(recordings):
-        yield "unlabeled", k, None, args.recording_seconds, f"unlabeled/rec_{k:05d}.flac"
-    clips_per_class = {"train": args.labeled_per_class, "test": args.test_per_class, "shifted": args.test_per_class}
-    for split, per_class in clips_per_class.items():
-        for k in range(per_class * len(COMPONENTS)):
-            number, component = k // len(COMPONENTS), COMPONENTS[k % len(COMPONENTS)]
-            yield split, k, component, args.clip_seconds, f"{split}/{component}/{number:04d}.flac"
+def jobs_of(args, part):
+    """A Job for every file of a part."""
+    if part == "components":
+        recordings = max(1, round(args.hours * 3600 / args.recording_seconds))
+        for k in range(recordings):
+            yield Job("unlabeled", k, None, args.recording_seconds, f"rec_{k:05d}.flac")
+        for split, per_class in zip(
+            PARTS[part][1:], (args.labeled_per_class, args.test_per_class, args.test_per_class)
+        ):
+            yield from jobs_by_name(split, COMPONENTS, per_class, args.clip_seconds)
+    elif part == "faults":
+        train, test = args.fault_clips
+        yield from jobs_by_name("faults/train", faults.MACHINE_IDS, train, args.clip_seconds)
+        yield from jobs_by_name("faults/test", faults.MACHINE_IDS, 2 * test, args.clip_seconds)
+    else:
+        counts, seconds, pattern = {
+            "plant": (args.plant_recordings, args.recording_seconds, "rec_{:05d}.flac"),
+            "mixed": (args.mixed_clips, args.clip_seconds, "{:05d}.flac"),
+        }[part]
+        for folder, count in zip(PARTS[part], counts):
+            for k in range(count):
+                yield Job(folder, k, None, seconds, pattern.format(k))
+
+
+def jobs_by_name(folder, names, count, seconds):
+    """`count` clips of each name, in a subfolder each; the names take turns, so that more clips change no number."""
+    for k in range(count * len(names)):
+        number, name = k // len(names), names[k % len(names)]
+        yield Job(folder, k, name, seconds, f"{name}/{number:04d}.flac")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A file of each part: (job, rng, seed) -> (waveform, what its line of the table tells beside its name)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_components(job, rng, seed):
+    if job.name is None:
+        return sound_world.synthesize_recording(rng, job.seconds)
+    return sound_world.synthesize_clip(job.name, rng, job.seconds, shifted=job.folder == "shifted")
+
+
+def make_plant(job, rng, seed):
+    waveform, timeline = sound_world.synthesize_recording(rng, job.seconds)
+    return waveform, {"spans": sound_world.running_spans(timeline)}
+
+
+def make_mixed(job, rng, seed):
+    waveform, timeline = sound_world.synthesize_mixture(rng, job.seconds)
+    return waveform, {"components": [event["component"] for event in timeline["events"]]}
+
+
+individual_of = cache(faults.draw_individual)
+
+
+def make_faults(job, rng, seed):
+    clip_of_machine = job.number // len(faults.MACHINE_IDS)
+    label = faults.label_of(job.name, clip_of_machine) if job.folder == "faults/test" else faults.NORMAL
+    waveform, _ = faults.synthesize_machine(individual_of(job.name, seed), label, rng, job.seconds)
+    return waveform, {"machine": job.name, "label": label}
+
+
+MAKERS = {"components": make_components, "plant": make_plant, "mixed": make_mixed, "faults": make_faults}
 
 
 def synthesize_file(job, output_dir, seed):
-    """Write one file; return its split and its line of the timeline."""
-    split, k, component, seconds, file_name = job
-    rng = np.random.default_rng([seed, SPLITS.index(split), k])
-    if component is None:
-        waveform, timeline = sound_world.synthesize_recording(rng, seconds)
-    else:
-        waveform, timeline = sound_world.synthesize_clip(component, rng, seconds, shifted=split == "shifted")
-    soundfile.write(output_dir / file_name, waveform, SAMPLE_RATE, subtype="PCM_16")
-    return split, {"file_name": file_name, **timeline}
+    """Write one file; return its folder and its line of the folder's table."""
+    rng = np.random.default_rng([seed, STREAMS[job.folder], job.number])
+    part = PART_OF[job.folder]
+    waveform, told = MAKERS[part](job, rng, seed)
+    soundfile.write(output_dir / job.folder / job.file_name, waveform, SAMPLE_RATE, subtype="PCM_16")
+    file_name = f"{job.folder}/{job.file_name}" if part == "components" else job.file_name
+    return job.folder, len(waveform) / SAMPLE_RATE, {"file_name": file_name, **told}
 
 
-def write_files(args):
-    """All files, then the timelines; returns the seconds of audio per split."""
-    jobs = list(jobs_of(args))
-    for folder in {(args.output_dir / job[-1]).parent for job in jobs}:
+def write_files(args, parts):
+    """All files of the parts, then their tables; returns the seconds of audio per folder."""
+    jobs = [job for part in parts for job in jobs_of(args, part)]
+    for folder in {(args.output_dir / job.folder / job.file_name).parent for job in jobs}:
         folder.mkdir(parents=True, exist_ok=True)
     work = partial(synthesize_file, output_dir=args.output_dir, seed=args.seed)
-    timelines = {split: [] for split in SPLITS}
+    seconds = {folder: 0.0 for part in parts for folder in PARTS[part]}
+    tables = {folder: [] for folder in seconds}
     progress = partial(tqdm, total=len(jobs), desc="synthesising", unit="file", mininterval=0.5)
+
+    def collect(results):
+        for folder, duration, line in progress(results):
+            tables[folder].append(line)
+            seconds[folder] += duration
+
     if args.num_workers == 1:
-        for split, line in progress(map(work, jobs)):
-            timelines[split].append(line)
+        collect(map(work, jobs))
     else:
         with multiprocessing.get_context("spawn").Pool(args.num_workers) as pool:
-            for split, line in progress(pool.imap_unordered(work, jobs, chunksize=4)):
-                timelines[split].append(line)
-    for split, lines in timelines.items():
+            collect(pool.imap_unordered(work, jobs, chunksize=4))
+    for folder, lines in tables.items():
         lines.sort(key=lambda line: line["file_name"])
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (args.output_dir / f"{split}_timeline.jsonl").write_text(text)
-    return {split: sum(line["duration"] for line in lines) for split, lines in timelines.items()}
+        name = f"{folder}_timeline.jsonl" if PART_OF[folder] == "components" else f"{folder}/metadata.jsonl"
+        (args.output_dir / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return seconds
 
 
-def remove_earlier(output_dir):
+def remove_earlier(output_dir, part):
     """Files of earlier settings, and only files that this script names so."""
-    for pattern in ("unlabeled/rec_*.flac", *(f"{split}/{c}/[0-9]*.flac" for split in SPLITS[1:] for c in COMPONENTS)):
+    for pattern in OWN_FILES[part]:
         for path in output_dir.glob(pattern):
             path.unlink()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The figure
-# ---------------------------------------------------------------------------------------------------------------------
+def draw_figures(output_dir, parts, seed):
+    import world_figures  # here, as the worker processes import this file and need no matplotlib
 
-PHASE_COLOURS = {"run_up": "#8ecae6", "steady": "#95d5b2", "load_change": "#ffd166", "coast_down": "#f4a6a0"}
-COMPONENT_COLOURS = dict(zip(COMPONENTS, ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")))
-# Long windows show harmonics, short ones impacts and cycles.
-WINDOWS = {"motor": 1024, "compressor": 512, "fan": 1024, "pump": 1024, "bearing": 512, "gear": 1024}
-LOWEST_HZ, OCTAVES = 31.25, 8  # up to 8 kHz
-
-
-def log_spectrogram(waveform, window):
-    """(240, frames) power in dB on a logarithmic frequency axis from LOWEST_HZ, OCTAVES octaves up; 8 ms hop."""
-    padded = np.pad(waveform, window // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::128] * np.hanning(window).astype(np.float32)
-    power = 10 * np.log10(np.abs(np.fft.rfft(frames, 4 * window)) ** 2 + 1e-9)
-    bins = LOWEST_HZ * 2 ** np.linspace(0, OCTAVES, 240) * 4 * window / SAMPLE_RATE
-    below = np.minimum(bins.astype(int), power.shape[1] - 2)
-    share = bins - below
-    return ((1 - share) * power[:, below] + share * power[:, below + 1]).T
+    folder = output_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    if "components" in parts:
+        world_figures.draw_world(folder / "sound_world.png", seed)
+    if "faults" in parts:
+        world_figures.draw_faults(folder / "faults.png", seed)
 
 
-def draw_spectrogram(axis, waveform, window):
-    image = log_spectrogram(waveform, window)
-    seconds = len(waveform) / SAMPLE_RATE
-    low, high = np.percentile(image, [20, 99.8])
-    extent = (0, seconds, 0, OCTAVES)
-    axis.imshow(image, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=low, vmax=high)
-    axis.set_yticks([1, 3, 5, 7], ["62 Hz", "250 Hz", "1 kHz", "4 kHz"])
-    axis.tick_params(labelbottom=False)
-
-
-def draw_phases(axis, event, seconds):
-    """The strip below a clip: its phases as colours, the shaft rate as a curve."""
-    for phase in event["phases"]:
-        axis.axvspan(phase["start"], phase["end"], color=PHASE_COLOURS[phase["kind"]], linewidth=0)
-    times = np.linspace(event["start"], event["end"], 500)
-    speed = sound_world.lagged_curve(event, "speed_hz", times)
-    axis.plot(times, speed, color="black", linewidth=1.4)
-    axis.set(xlim=(0, seconds), ylim=(0, 1.25 * speed.max()))
-    axis.set_yticks([0, event["speed_hz"]], ["0", f"{event['speed_hz']:.1f} Hz"])
-
-
-def draw_lanes(axis, timeline):
-    """One lane per component: bars while it runs, darker edges where its load changes."""
-    present = [name for name in COMPONENTS if any(event["component"] == name for event in timeline["events"])]
-    for event in timeline["events"]:
-        lane = len(present) - 1 - present.index(event["component"])
-        for phase in event["phases"]:
-            faint = phase["kind"] in ("run_up", "coast_down")
-            span = [(phase["start"], phase["end"] - phase["start"])]
-            colour = COMPONENT_COLOURS[event["component"]]
-            axis.broken_barh(span, (lane + 0.1, 0.8), facecolors=colour, alpha=0.45 if faint else 1.0, linewidth=0)
-            if phase["kind"] == "load_change":
-                axis.plot([phase["start"]] * 2, [lane + 0.1, lane + 0.9], color="white", linewidth=1.5)
-    axis.set(xlim=(0, timeline["duration"]), ylim=(0, len(present)), xlabel="seconds")
-    axis.set_yticks(np.arange(len(present)) + 0.5, present[::-1])
-
-
-def first_telling(draw_events, is_telling, key):
-    """A Generator in the state from which the first of many draws shows what the figure is to show."""
-    keys = ([*key, attempt] for attempt in range(1000))
-    return np.random.default_rng(next(key for key in keys if is_telling(draw_events(np.random.default_rng(key)))))
-
-
-def clip_with_run_up_and_stop(component, seed, seconds):
-    rng = first_telling(
-        lambda rng: sound_world.draw_clip_event(component, rng, seconds)[1]["phases"],
-        lambda phases: (
-            {phase["kind"] for phase in phases} == set(PHASE_COLOURS)
-            and min(phase["end"] - phase["start"] for phase in phases) > 0.4  # seconds, so that each can be seen
-        ),
-        key=[seed, len(SPLITS), COMPONENTS.index(component)],
+def read_settings(path):
+    """Settings of the parts that are complete."""
+    return (
+        {part: value for part, value in json.loads(path.read_text()).items() if part in PARTS} if path.exists() else {}
     )
-    return sound_world.synthesize_clip(component, rng, seconds)
-
-
-def draw_figure(path, seed):
-    """A clip of each component over its phases, and one mixed recording over its timeline. Drawn for 1000 px."""
-    from matplotlib.figure import Figure  # here, as the worker processes import this file and need none of it
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    figure = Figure(figsize=(10, 13.5))
-    rows = figure.add_gridspec(4, 1, height_ratios=[1, 1, 1, 1.25], hspace=0.3)
-    figure.subplots_adjust(left=0.1, right=0.985, top=0.915, bottom=0.04)
-    for number, component in enumerate(COMPONENTS):
-        cell = rows[number // 2].subgridspec(1, 2, wspace=0.17)[number % 2]
-        above, strip = cell.subgridspec(2, 1, height_ratios=[3, 1], hspace=0.06).subplots(sharex=True)
-        waveform, timeline = clip_with_run_up_and_stop(component, seed, seconds=6.0)
-        draw_spectrogram(above, waveform, WINDOWS[component])
-        draw_phases(strip, timeline["events"][0], 6.0)
-        above.set_title(title_of(timeline["events"][0]), loc="left", fontsize=11)
-    above, lanes = rows[3].subgridspec(2, 1, height_ratios=[2, 1], hspace=0.06).subplots(sharex=True)
-    rng = np.random.default_rng([seed, len(SPLITS) + 1])  # any will do: each holds all six components
-    waveform, timeline = sound_world.synthesize_recording(rng, seconds=60.0)
-    draw_spectrogram(above, waveform, 1024)
-    draw_lanes(lanes, timeline)
-    title = "an unlabeled recording (pale: runs up or coasts down; white line: load changes)"
-    above.set_title(title, loc="left", fontsize=11)
-    figure.suptitle("The demo's sound world: synthesised, not recorded", x=0.1, y=0.985, ha="left", fontsize=14)
-    keys = [Patch(color=colour, label=kind.replace("_", " ")) for kind, colour in PHASE_COLOURS.items()]
-    keys.append(Line2D([], [], color="black", label="shaft rate"))
-    figure.legend(handles=keys, loc="upper left", bbox_to_anchor=(0.093, 0.967), ncols=5, frameon=False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=100)
-
-
-def title_of(event):
-    """'fan: 7 blades' and the like."""
-    geometry, component = event["geometry"], event["component"]
-    detail = {
-        "motor": "2 x line at {0:.0f} Hz, {rotor_slots} rotor slots",
-        "compressor": "cylinders {cylinders}, pressure ratio {pressure_ratio}",
-        "fan": "{blades} blades",
-        "pump": "{vanes} vanes",
-        "bearing": "{impacts_per_turn} impacts per turn, {race} race",
-        "gear": "{teeth} : {wheel_teeth} teeth",
-    }[component]
-    return f"{component}: " + detail.format(2 * geometry.get("line_hz", 0), **geometry)
 
 
 def main(argv=None):
     args = parse_arguments(argv)
-    settings, settings_file = settings_of(args), args.output_dir / "settings.json"
-    if settings_file.exists() and settings_file.read_text() == json.dumps(settings, indent=2):
+    settings_file = args.output_dir / "settings.json"
+    wanted = {part: settings_of(args, part) for part in PARTS if part in args.parts}
+    done = read_settings(settings_file)
+    parts = [part for part in wanted if done.get(part) != wanted[part]]
+    if not parts:
         print(f"{args.output_dir} already holds exactly this; nothing to do")
         return
     began = time.perf_counter()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    settings_file.write_text("{}")  # from here on the folder is ours, but not complete
-    remove_earlier(args.output_dir)
-    seconds = write_files(args)
-    draw_figure(args.output_dir / "figures" / "sound_world.png", args.seed)
-    settings_file.write_text(json.dumps(settings, indent=2))
-    amounts = ", ".join(f"{split} {total / 60:.1f} min" for split, total in seconds.items())
+    kept = {part: done[part] for part in done if part not in parts}
+    settings_file.write_text(json.dumps(kept, indent=2))  # from here on the folder is ours, but these aren't complete
+    for part in parts:
+        remove_earlier(args.output_dir, part)
+    seconds = write_files(args, parts)
+    draw_figures(args.output_dir, parts, args.seed)
+    finished = {**kept, **{part: wanted[part] for part in parts}}
+    settings_file.write_text(json.dumps({part: finished[part] for part in PARTS if part in finished}, indent=2))
+    amounts = ", ".join(f"{folder} {total / 60:.1f} min" for folder, total in seconds.items())
     print(f"{args.output_dir}: {amounts} of synthesised audio in {time.perf_counter() - began:.0f} s")
 
 
