@@ -3,6 +3,8 @@
 import os
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+# Toy sizes, and as many pytest workers as cores: more threads than that wait for each other, up to ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # CUDA_VISIBLE_DEVICES=0 runs the same tests on a GPU
 
 from pathlib import Path  # noqa: E402

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import data_stream
+from benchmarks import data_stream, predict
 from benchmarks.data_stream import Row, beside, padded_share, table
 
 
@@ -66,3 +66,15 @@ def test_a_table_is_markdown():
     lines = table([Row("disk", "MB", 0.0, 230.4), Row("memory", "MB", None, None, "not measured")]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[2].split("|")[3:5] == [" 0    ", " 230   "] and "| -" in lines[3]
+
+
+def test_predictions_are_timed_and_the_table_says_both(tmp_path):
+    model = predict.make("demo", "classification", str(tmp_path / "model"))["model"]
+    audio = predict.synthesize(tmp_path / "a.wav", 0.25)
+    found = {"ours": predict.ours(model, "classification", audio)}
+    found["pipeline"] = predict.pipeline(model, "classification", audio)
+    assert all(way["audio_seconds_per_second"] > 1 for way in found.values())
+    results = {"speed": {"demo": {"classification": found}}, "memory": {"classification": {"15": found["ours"]}}}
+    (row,) = [line for line in predict.table(results).splitlines() if line.startswith("| demo")]
+    numbers = [cell.strip() for cell in row.split("|")[3:5]]
+    assert numbers == [f"{way['hours_per_minute']:.2f}" for way in found.values()]

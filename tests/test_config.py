@@ -40,7 +40,7 @@ def test_command_line_over_yaml_over_defaults(recipe, tmp_path):
     path = recipe(f"dataset_name: there\noutput_dir: {tmp_path}/out\nmask_time_prob: 0.5\nmax_steps: 7\nseed: 1\n")
     _, data, args = parse_pretraining([path, "--max_steps", "9", "--seed=2"])
     assert (data.dataset_name, args.mask_time_prob, args.max_steps, args.seed) == ("there", 0.5, 9, 2)
-    assert (args.mask_time_length, data.max_duration_in_seconds, args.learning_rate) == (10, 15.6, 5e-4)
+    assert (args.mask_time_length, data.max_duration_in_seconds, args.learning_rate) == (None, 15.6, 5e-4)
     assert set(args.given) == {"dataset_name", "output_dir", "mask_time_prob", "max_steps", "seed"}
 
 
@@ -366,3 +366,63 @@ def test_other_processes_leave_without_a_word(capsys, monkeypatch):
 def test_what_is_not_the_users_mistake_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), one_line_errors():
         1 / 0  # noqa: B018
+
+
+# ---- objectives
+
+SECTIONS = """
+learning_rate: 1e-3
+objectives:
+  wav2vec2: {negatives_from: batch, config_overrides: {hidden_size: 32}}
+  cpc: {learning_rate: 2e-3, config_overrides: {hidden_size: 16}}
+"""
+
+
+def test_a_recipe_has_a_section_for_each_objective(base, recipe):
+    path = recipe(SECTIONS)
+    model, _, args = parse_pretraining([path, *base])
+    assert (model.config_overrides, args.negatives_from, args.learning_rate) == ({"hidden_size": 32}, "batch", 1e-3)
+    for words in (["--objective", "cpc"], ["--objective=cpc"]):
+        model, _, args = parse_pretraining([path, *base, *words])
+        assert (model.config_overrides, args.objective, args.learning_rate) == ({"hidden_size": 16}, "cpc", 2e-3)
+    assert parse_pretraining([path, *base, "--objective", "cpc", "--learning_rate", "1"])[2].learning_rate == 1.0
+    path = recipe("objective: cpc\n" + SECTIONS)
+    assert parse_pretraining([path, *base])[2].learning_rate == 2e-3
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (SECTIONS, "has no section for objective mockingjay; it has wav2vec2, cpc"),
+        ("objectives: [cpc]", "objectives: a mapping of objectives"),
+        ("objectives: {cpc: 3}", "cpc needs a mapping"),
+        ("objectives: {cpd: {}}", "did you mean 'cpc'"),
+        ("objectives: {mockingjay: {max_step: 3}}", "did you mean 'max_steps'"),
+    ],
+)
+def test_sections_that_can_not_be(base, recipe, text, message):
+    with pytest.raises(UserError, match=message):
+        parse_pretraining([recipe(text), *base, "--objective", "mockingjay"])
+
+
+def test_options_of_another_objective(base, recipe):
+    """On the command line a mistake; in a recipe that is run for another objective, said and left out."""
+    with pytest.raises(UserError, match="negatives_from: objective cpc has no such setting; wav2vec2 does"):
+        parse_pretraining([*base, "--objective", "cpc", "--negatives_from", "batch"])
+    path = recipe("negatives_from: batch\nlearning_rate: 1e-3")
+    assert parse_pretraining([path, *base, "--objective", "cpc"])[2].left_out == ["negatives_from"]
+    assert parse_pretraining([path, *base])[2].left_out == []
+
+
+def test_code_bert_needs_a_quantizer(base):
+    with pytest.raises(UserError, match="quantizer_name_or_path: code_bert"):
+        parse_pretraining([*base, "--objective", "code_bert"])
+    parse_pretraining([*base, "--objective", "code_bert", "--quantizer_name_or_path", "codes"])
+    parse_pretraining([*base, "--objective", "code_bert", "--model_name_or_path", "earlier"])
+
+
+def test_a_code_bert_that_is_continued_has_its_quantizer(base, recipe):
+    continued = [*base, "--objective", "code_bert", "--model_name_or_path", "earlier"]
+    with pytest.raises(UserError, match="'earlier' goes on with the codes that it learned"):
+        parse_pretraining([*continued, "--quantizer_name_or_path", "codes"])
+    assert parse_pretraining([recipe("quantizer_name_or_path: codes\n"), *continued])[2].quantizer_name_or_path is None

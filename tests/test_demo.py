@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,23 @@ def demo():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_only_the_part_that_is_compared_is_synthesised(demo, monkeypatch):
+    """The other parts would take longer than the whole comparison may."""
+    commands = []
+
+    def stop(command, check):
+        commands.append(command)
+        raise InterruptedError
+
+    monkeypatch.setattr(demo.subprocess, "run", stop)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--hours", "0.5"])
+    with pytest.raises(InterruptedError):
+        demo.main()
+    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "demo"))
+    args = importlib.import_module("synthesize").parse_arguments(commands[0][2:])
+    assert (args.parts, args.hours) == (["components"], 0.5)
 
 
 def test_frozen_learns_from_the_budget_and_scores_the_splits(demo):

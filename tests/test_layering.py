@@ -15,8 +15,12 @@ ALLOWED = {
     "tasks": {"models", "data"},
     "training": {"models", "data", "tasks"},
     "config": {"models", "data", "tasks"},
-    "__init__": set(),
-    "__main__": {"config", "data", "report"},  # `python -m acoustic.data`: a script
+    "__init__": {"models"},  # so that `import acoustic` makes the architectures known to transformers
+    "export": {"models", "data"},
+    "embed": {"models", "data", "tasks", "export", "predict"},
+    "predict": {"config", "models", "data", "tasks"},
+    # `python -m acoustic.data`, `python -m acoustic.models.vq_wav2vec`, `python -m acoustic.predict`: scripts
+    "__main__": {"config", "data", "report", "export", "predict"},
 }
 
 

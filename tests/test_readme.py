@@ -8,10 +8,19 @@ import pytest
 
 from acoustic.config import parse_finetuning, parse_pretraining
 from acoustic.data.__main__ import parse as parse_look
+from acoustic.embed import parse as parse_embed
+from acoustic.models.vq_wav2vec.__main__ import parse as parse_export
+from acoustic.predict.__main__ import parse as parse_predict
 from benchmarks import pretrain_step
 
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "recipes").rglob("README.md"))]
+MODULES = {
+    "acoustic.data": parse_look,
+    "acoustic.models.vq_wav2vec": parse_export,
+    "acoustic.predict": parse_predict,
+    "acoustic.embed": parse_embed,
+}
 PARSERS = {"run_pretrain.py": parse_pretraining, "run_finetune.py": parse_finetuning}
 
 
@@ -43,8 +52,8 @@ def test_command_parses(words, monkeypatch):
     elif words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
-    elif words[:3] == ["python", "-m", "acoustic.data"]:
-        parse_look(words[3:])
+    elif words[:2] == ["python", "-m"]:
+        MODULES[words[2]](words[3:])
     elif words[1:2] == ["benchmarks/pretrain_step.py"]:
         pretrain_step.parse(words[2:])
     elif words[0] in ("python", "bash"):

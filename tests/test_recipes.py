@@ -1,12 +1,16 @@
 """Every recipe loads, wherever it lies; its first line is the command that runs it."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from acoustic.config import parse_finetuning, parse_pretraining
+from acoustic.models import OBJECTIVES, build_for_pretraining
+from acoustic.training import setup
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
@@ -18,26 +22,62 @@ def name(path: Path) -> str:
 
 
 def test_all_of_them_are_found():
-    assert len(RECIPES) == 5, list(map(name, RECIPES))
+    assert len(RECIPES) == 19, list(map(name, RECIPES))
     assert len(HARDWARE) == 6, list(map(name, HARDWARE))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name)
-def test_recipe_loads(path, monkeypatch):
+def is_pretraining(path: Path) -> bool:
+    return path.name == "pretrain.yaml" or path.parent.name == "objectives"
+
+
+def cases():
+    """(recipe, objective): once for each of its sections, or once."""
+    for path in RECIPES:
+        for objective in yaml.safe_load(path.read_text()).get("objectives", [None]):
+            yield pytest.param(path, objective, id=f"{name(path)} {objective or ''}".strip())
+
+
+@pytest.mark.parametrize("path, objective", cases())
+def test_recipe_loads(path, objective, monkeypatch):
     monkeypatch.chdir(ROOT)
-    is_pretraining = path.name == "pretrain.yaml"
-    model_args, data_args, args = (parse_pretraining if is_pretraining else parse_finetuning)(
-        [str(path), "--use_cpu", "true"]
+    chosen = ["--objective", objective] if objective else []
+    model_args, data_args, args = (parse_pretraining if is_pretraining(path) else parse_finetuning)(
+        [str(path), *chosen, "--use_cpu", "true"]
     )
     given = yaml.safe_load(path.read_text())
+    given |= given.pop("objectives", {}).get(objective, {})
     parsed = {**vars(model_args), **vars(data_args), **vars(args)}
     assert all(parsed[key] == value for key, value in given.items() if not key.endswith("strategy"))
+    assert not is_pretraining(path) or args.left_out == []
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_has_recipes(objective):
+    """The paper's settings, a laptop's, and the demo's."""
+    folder = ROOT / "recipes"
+    assert yaml.safe_load((folder / f"objectives/{objective}.yaml").read_text())["objective"] == objective
+    for other in ("objectives/small.yaml", "demo/pretrain.yaml"):
+        assert objective in yaml.safe_load((folder / other).read_text())["objectives"]
+
+
+@pytest.mark.parametrize("path, objective", cases())
+def test_the_architecture_can_be_built(path, objective):
+    """Overrides of names and values that the config takes."""
+    if not is_pretraining(path) or (objective or path.stem) == "code_bert":
+        return  # of a code_bert: with its quantizer
+    chosen = ["--objective", objective] if objective else []
+    model_args, data_args, args = parse_pretraining([str(path), *chosen, "--use_cpu", "true"])
+    with torch.device("meta"):
+        model, extractor, _ = build_for_pretraining(
+            args.objective, None, None, model_args.config_overrides, args.objective_settings
+        )
+    setup.check_windows(model, data_args, extractor.sampling_rate)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_first_line_is_the_command(path):
-    script = "run_pretrain.py" if path.name == "pretrain.yaml" else "run_finetune.py"
-    assert path.read_text().splitlines()[0] == f"# python {script} {name(path)}"
+    script = "run_pretrain.py" if is_pretraining(path) else "run_finetune.py"
+    assert re.fullmatch(rf"# python {script} {name(path)}( --objective \w+)?", path.read_text().splitlines()[0])
 
 
 @pytest.mark.parametrize("path", HARDWARE, ids=name)
@@ -78,3 +118,28 @@ def test_slurm_sets_what_the_fsdp_file_sets():
         for key, value in file.items()
         if value is not False
     }
+
+
+@pytest.mark.parametrize("folder", ["demo", "voice_prompts"])
+def test_what_a_readme_quotes_is_what_the_run_said(folder):
+    """And its tables show the means of the rows beside it."""
+    text = (ROOT / "recipes" / folder / "README.md").read_text(encoding="utf-8")
+    quotes = {
+        " ".join(block.replace("\n> ", " ").split()) for block in re.findall(r"(?m)^> ((?:.+\n)(?:> .+\n)*)", text)
+    }
+    found = [json.loads(path.read_text()) for path in (ROOT / "recipes" / folder / "results").glob("*efficiency.json")]
+    said = {line for content in found for line in content["says"]}
+    assert quotes and quotes <= said
+    column = {"demo": "test", "voice_prompts": "language_test"}[folder]
+    for content in found:
+        if column not in content["settings"]["splits"]:
+            continue
+        rows = [row for row in content["rows"] if row["start"] == "random weights" and row["way"] == "frozen"]
+        scores = {}
+        for row in rows:
+            scores.setdefault(row["budget"], []).append(row[column])
+        means = [sum(values) / len(values) for values in scores.values()]
+        line = next(line for line in text.splitlines() if line.startswith("| random weights, frozen |"))
+        shown = [float(cell.split()[0]) for cell in line.strip("| ").split(" | ")[1:]]
+        scale = 1 if folder == "demo" else 100
+        assert shown == pytest.approx([scale * mean for mean in means], abs=0.0006 if folder == "demo" else 0.6)

@@ -20,11 +20,24 @@ sys.path.insert(0, str(DEMO))
 import sound_world  # noqa: E402
 import synthesize  # noqa: E402
 
+from acoustic.data.sources import open_rows  # noqa: E402
+
 RATE = sound_world.SAMPLE_RATE
 INDIVIDUALS = 8
 CLIP_SECONDS = 20.0
 SMALL = ["--hours", "0.01", "--labeled_per_class", "2", "--test_per_class", "1", "--recording_seconds", "6"]
-SMALL += ["--clip_seconds", "1"]
+SMALL += ["--clip_seconds", "1", "--plant_recordings", "1", "1", "2", "--mixed_clips", "2", "1", "3"]
+SMALL += ["--fault_clips", "1", "1"]
+# Every eighth of a recording's samples as they were when the demo's results were measured.
+AS_MEASURED = {
+    "unlabeled/rec_00002.flac": [-7, -473, 116, -464, 360, 433, 812, -705],
+    "train/compressor/0001.flac": [-5, -777, -166, -1370, 2041, -1701, 1386, -6759],
+    "train/motor/0000.flac": [1119, -440, -474, 1269, -821, 616, 503, 64],
+    "test/fan/0000.flac": [-12, -178, -348, -307, -2937, -1803, -284, 3905],
+    "test/bearing/0000.flac": [-305, -676, -40, 1060, -960, -5281, -1222, -4749],
+    "shifted/pump/0000.flac": [-813, -147, -545, 0, -125, 512, 1180, -289],
+    "shifted/gear/0000.flac": [-2022, 826, 953, 8685, -273, -3488, -2237, -249],
+}
 
 
 @functools.cache
@@ -256,8 +269,62 @@ def test_a_recording_is_finite_and_as_long_as_its_timeline_says():
     assert {event["component"] for event in timeline["events"]} == set(sound_world.COMPONENTS)
 
 
+def test_spans_are_inside_and_the_machine_turns_in_them():
+    running_together = []
+    for k in range(20):
+        schedule = sound_world.draw_schedule(np.random.default_rng([9, k]), 60.0)
+        events = [event for _, event in schedule]
+        spans = sound_world.running_spans({"duration": 60.0, "events": events})
+        assert len(events) - 2 <= len(spans) <= len(events)
+        assert [span["start"] for span in spans] == sorted(span["start"] for span in spans)
+        for span in spans:
+            assert 0 <= span["start"] < span["end"] <= 60.0
+            middle, inside = (span["start"] + span["end"]) / 2, [span["start"] + 0.005, span["end"] - 0.005]
+            (event,) = [e for e in events if e["component"] == span["label"] and e["start"] <= middle <= e["end"]]
+            third = event["speed_hz"] / 3
+            assert (sound_world.lagged_curve(event, "speed_hz", np.array(inside)) > 0.97 * third).all()
+            if span["end"] < event["end"]:
+                assert sound_world.lagged_curve(event, "speed_hz", np.array([span["end"] + 0.005])) < third
+        moments = np.arange(0, 60, 0.5)
+        running_together += [sum(s["start"] <= moment < s["end"] for s in spans) for moment in moments]
+    assert {0, 1, 2, 3, 4} <= set(running_together)
+    assert 1.5 < np.mean(running_together) < 2.5
+
+
+def test_a_mixture_has_one_to_four_components_at_once():
+    counts = []
+    for k in range(60):
+        waveform, timeline = sound_world.synthesize_mixture(np.random.default_rng([9, k]), 1.0)
+        components = [event["component"] for event in timeline["events"]]
+        assert components == [name for name in sound_world.COMPONENTS if name in components]  # each once, in order
+        for event in timeline["events"]:
+            on = [phase for phase in event["phases"] if phase["kind"] != "coast_down"]
+            assert on[0]["start"] <= 0.35 and on[-1]["end"] >= 0.5  # all are on together from .35 to .5 s
+        counts.append(len(components))
+        assert waveform.dtype == np.float32 and waveform.shape == (RATE,) and 0.001 < np.abs(waveform).max() <= 0.96
+    assert set(counts) == {1, 2, 3, 4}
+    assert 1.7 < np.mean(counts) < 2.6
+
+
 def read_all(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def length_of(path):
+    """Seconds of a recording in the promised format."""
+    info = soundfile.info(path)
+    assert (info.samplerate, info.channels, info.subtype) == (RATE, 1, "PCM_16")
+    return info.duration
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Seconds that prove nothing where only the recordings are looked at."""
+    monkeypatch.setattr(synthesize, "draw_figures", lambda output_dir, parts, seed: None)
 
 
 @pytest.fixture(scope="module")
@@ -271,40 +338,124 @@ def written(tmp_path_factory):
 
 def test_the_promised_files(written):
     for split, count in {"unlabeled": 6, "train": 12, "test": 6, "shifted": 6}.items():
-        lines = [json.loads(line) for line in (written / f"{split}_timeline.jsonl").read_text().splitlines()]
+        lines = read_lines(written / f"{split}_timeline.jsonl")
         files = sorted(str(path.relative_to(written)) for path in (written / split).rglob("*.flac"))
         assert [line["file_name"] for line in lines] == files and len(files) == count
         for line in lines:
-            info = soundfile.info(written / line["file_name"])
-            assert (info.samplerate, info.channels, info.subtype) == (RATE, 1, "PCM_16")
-            assert info.duration == line["duration"] == (6.0 if split == "unlabeled" else 1.0)
+            assert line["duration"] == (6.0 if split == "unlabeled" else 1.0)
+            assert length_of(written / line["file_name"]) == line["duration"]
             if split != "unlabeled":
                 assert [event["component"] for event in line["events"]] == [Path(line["file_name"]).parent.name]
     assert (written / "figures" / "sound_world.png").stat().st_size > 50_000
+    assert (written / "figures" / "faults.png").stat().st_size > 50_000
+    assert list(json.loads((written / "settings.json").read_text())) == list(synthesize.PARTS)
 
 
-def test_one_process_in_a_folder_with_other_files_of_before_writes_the_same_bytes(written, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthesize, "draw_figure", lambda path, seed: None)  # seconds that prove nothing here
-    for options in (["--labeled_per_class", "3", "--clip_seconds", "1.5"], []):
+@pytest.mark.parametrize(
+    "folder, count, seconds, columns",
+    [
+        ("plant/train", 1, 6.0, ["spans"]),
+        ("plant/validation", 1, 6.0, ["spans"]),
+        ("plant/test", 2, 6.0, ["spans"]),
+        ("mixed/train", 2, 1.0, ["components"]),
+        ("mixed/validation", 1, 1.0, ["components"]),
+        ("mixed/test", 3, 1.0, ["components"]),
+        ("faults/train", 12, 1.0, ["machine", "label"]),
+        ("faults/test", 24, 1.0, ["machine", "label"]),
+    ],
+)
+def test_the_promised_tables(written, folder, count, seconds, columns):
+    lines = read_lines(written / folder / "metadata.jsonl")
+    files = sorted(str(path.relative_to(written / folder)) for path in (written / folder).rglob("*.flac"))
+    assert [line["file_name"] for line in lines] == files and len(files) == count
+    for line in lines:
+        assert list(line) == ["file_name", *columns]
+        assert length_of(written / folder / line["file_name"]) == seconds
+        for span in line.get("spans", []):
+            assert 0 <= span["start"] < span["end"] <= seconds and span["label"] in sound_world.COMPONENTS
+        if "components" in line:
+            assert 1 <= len(line["components"]) <= 4 and set(line["components"]) <= set(sound_world.COMPONENTS)
+    if folder.startswith("faults"):
+        assert [line["machine"] for line in lines] == [Path(line["file_name"]).parent.name for line in lines]
+        assert [line["label"] for line in lines].count("normal") == 12  # in the test as many with a fault
+
+
+@pytest.mark.parametrize("part, column", [("plant", "spans"), ("mixed", "label"), ("faults", "label")])
+def test_the_tables_open_as_data_sets(written, part, column):
+    columns = {"plant": {"spans_column": "spans"}, "mixed": {"label_column": "components"}}
+    for folder in synthesize.PARTS[part]:
+        rows = open_rows(str(written / part), folder.split("/")[1], **columns.get(part, {"label_column": "label"}))
+        lines = read_lines(written / folder / "metadata.jsonl")
+        key = {"plant": "spans", "mixed": "components"}.get(part, "label")
+        assert [rows[k][column] for k in range(len(rows))] == [line[key] for line in lines]
+        assert all(Path(rows[k]["audio"]["path"]).is_file() for k in range(len(rows)))
+
+
+def test_the_recordings_are_those_that_the_results_were_measured_on(written):
+    for name, samples in AS_MEASURED.items():
+        waveform, _ = soundfile.read(written / name, dtype="int16")
+        found = waveform[len(waveform) // 16 :: len(waveform) // 8]
+        # Another processor may round the last bit otherwise.
+        np.testing.assert_allclose(found, samples, atol=1, err_msg=name)
+
+
+def test_one_process_in_a_folder_with_other_files_of_before_writes_the_same_bytes(written, tmp_path, no_figures):
+    others = ["--labeled_per_class", "3", "--clip_seconds", "1.5", "--plant_recordings", "2", "1", "3"]
+    for options in ([*others, "--fault_clips", "2", "1"], []):
         synthesize.main(["--output_dir", str(tmp_path / "one"), *SMALL, *options, "--num_workers", "1"])
     one, two = read_all(tmp_path / "one"), read_all(written)
-    assert two.keys() - one.keys() == {"figures/sound_world.png"} and one.keys() < two.keys()
+    assert two.keys() - one.keys() == {"figures/sound_world.png", "figures/faults.png"} and one.keys() < two.keys()
     assert [name for name in one if one[name] != two[name]] == []
 
 
-def test_a_clip_depends_on_seed_split_and_number_only(tmp_path):
-    jobs = {job[-1]: job for job in synthesize.jobs_of(synthesize.parse_arguments(["--output_dir", "x", *SMALL]))}
-    more = synthesize.parse_arguments(["--output_dir", "x", *SMALL, "--labeled_per_class", "5"])
-    assert set(jobs.values()) < set(synthesize.jobs_of(more))  # more clips leave the others as they are
-    job = jobs["train/fan/0001.flac"]
-    (tmp_path / "train" / "fan").mkdir(parents=True)
-    (tmp_path / "test" / "fan").mkdir(parents=True)
-    synthesize.synthesize_file(job, tmp_path, seed=0)
-    first = (tmp_path / job[-1]).read_bytes()
-    synthesize.synthesize_file(job, tmp_path, seed=1)
-    assert (tmp_path / job[-1]).read_bytes() != first
-    synthesize.synthesize_file(("test", *job[1:-1], "test/fan/0001.flac"), tmp_path, seed=0)
-    assert (tmp_path / "test/fan/0001.flac").read_bytes() != first
+def test_only_the_parts_that_are_asked_for_and_differ_are_made(tmp_path, no_figures, capsys):
+    def write(*options):
+        synthesize.main(["--output_dir", str(tmp_path / "parts"), *SMALL, "--num_workers", "1", *options])
+        return read_all(tmp_path / "parts")
+
+    first = write("--parts", "mixed")
+    assert {Path(name).parts[0] for name in first} == {"mixed", "settings.json"}
+    both = write("--parts", "plant", "mixed")
+    assert {Path(name).parts[0] for name in both} == {"mixed", "plant", "settings.json"}
+    (tmp_path / "parts" / "mixed" / "mine.txt").write_text("mine")
+    other = write("--parts", "mixed", "--mixed_clips", "1", "1", "1")
+    assert {name: text for name, text in other.items() if name.startswith("plant")} == {
+        name: text for name, text in both.items() if name.startswith("plant")
+    }
+    assert "mixed/train/00001.flac" in both and "mixed/train/00001.flac" not in other and "mixed/mine.txt" in other
+    capsys.readouterr()
+    assert write("--parts", "plant") == other and "nothing to do" in capsys.readouterr().out
+
+
+def test_settings_of_before_there_were_parts_are_none(tmp_path, no_figures):
+    (tmp_path / "settings.json").write_text('{"hours": 1.0, "seed": 0}')
+    synthesize.main(["--output_dir", str(tmp_path), *SMALL, "--parts", "mixed", "--num_workers", "1"])
+    assert list(json.loads((tmp_path / "settings.json").read_text())) == ["mixed"]
+
+
+@pytest.mark.parametrize("part", synthesize.PARTS)
+def test_more_files_leave_the_others_as_they_are(part):
+    few = synthesize.parse_arguments(["--output_dir", "x", *SMALL])
+    more = ["--labeled_per_class", "5", "--plant_recordings", "3", "3", "3", "--mixed_clips", "9", "9", "9"]
+    many = synthesize.parse_arguments(["--output_dir", "x", *SMALL, *more, "--fault_clips", "4", "4"])
+    assert set(synthesize.jobs_of(few, part)) < set(synthesize.jobs_of(many, part))
+
+
+def test_a_file_depends_on_seed_folder_and_number_only(tmp_path):
+    def content(folder, number=7, seed=0, name="fan"):
+        job = synthesize.Job(folder, number, name, 1.0, "clip.flac")
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        synthesize.synthesize_file(job, tmp_path, seed)
+        return (tmp_path / folder / "clip.flac").read_bytes()
+
+    for folder, name in {"train": "fan", "mixed/train": None, "faults/test": "fan_01"}.items():
+        first = content(folder, name=name)
+        assert content(folder, name=name) == first
+        assert content(folder, name=name, seed=1) != first and content(folder, name=name, number=8) != first
+    assert content("train") != content("test")
+    assert content("mixed/train", name=None) != content("mixed/test", name=None)
+    assert content("faults/train", number=12, name="fan_01") != content("faults/test", number=0, name="fan_01")
+    assert len(set(synthesize.STREAMS.values())) == len(synthesize.STREAMS)
 
 
 def test_same_settings_do_nothing(written, capsys):
@@ -325,6 +476,8 @@ def test_same_settings_do_nothing(written, capsys):
         ("--recording_seconds", "1"),
         ("--seed", "-3"),
         ("--num_workers", "0"),
+        ("--parts", "everything"),
+        ("--mixed_clips", "4"),
         ("--colour", "red"),
     ],
 )

@@ -1,7 +1,9 @@
 """The plumbing of benchmarks/survival.py: what it takes for a kill during a save, for the same run, for an update."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +14,10 @@ from benchmarks.survival import UPDATES, Run, leftovers, log_of, table, variants
     "folders, where",
     [
         ([], "before any checkpoint"),
-        (["incomplete-checkpoint-5"], "during a save"),
+        (["_incomplete-checkpoint-5"], "during a save"),
         (["checkpoint-5", "checkpoint-10"], "between saves"),
-        (["checkpoint-5", "checkpoint-10", "incomplete-checkpoint-15"], "during a save"),
-        (["checkpoint-10", "checkpoint-15", "incomplete-checkpoint-5"], "during a deletion"),
+        (["checkpoint-5", "checkpoint-10", "_incomplete-checkpoint-15"], "during a save"),
+        (["checkpoint-10", "checkpoint-15", "_incomplete-checkpoint-5"], "during a deletion"),
         ([f"checkpoint-{UPDATES}"], "before the report"),
     ],
 )
@@ -58,3 +60,11 @@ def test_a_table_has_the_columns_of_all_rows():
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["run", "kills", "exact", "s"]
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["two", "", "yes", "1,234"]
+
+
+def test_the_tables_in_the_readme_are_those_that_were_measured():
+    folder = Path(__file__).parents[1] / "benchmarks"
+    readme = (folder / "README.md").read_text()
+    for part, measured in json.loads((folder / "results/survival.json").read_text()).items():
+        for line in table(measured["rows"]).splitlines()[2:]:
+            assert re.sub(" +", " ", line) in readme, f"{part}: {line}"

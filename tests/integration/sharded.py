@@ -96,13 +96,13 @@ def main(folder: Path) -> None:
     argv = json.loads((folder / "argv.json").read_text())
     with fsdp_on_cpu():
         torch.save(given(folder), folder / f"given_{RANK}.pt")
-        for run in ("sharded", "resumed", "sharded_bf16"):
+        for run in (run for run in argv if not run.startswith("copied")):
             torch.save(pretrain(argv[run]), folder / f"{run}_{RANK}.pt")
     with ddp():
         saved = torch.load(folder / "batches.pt")
         run = accumulate(saved["batches"][RANK], saved["checkpoint"], str(folder / "accumulated"), steps=2)
         torch.save(run, folder / f"accumulated_{RANK}.pt")
-        for run in ("copied", "copied_bf16"):
+        for run in (run for run in argv if run.startswith("copied")):
             torch.save(pretrain(argv[run]), folder / f"{run}_{RANK}.pt")
 
 

@@ -183,7 +183,8 @@ def test_a_model_of_another_family(pretrain, audio_folder, tmp_path, tiny_config
     HubertModel(HubertConfig(**{key: tiny_config[key] for key in keys})).save_pretrained(tmp_path / "hubert")
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "hubert")
     options = ("--model_name_or_path", str(tmp_path / "hubert"), "--max_steps", "1")
-    pretrain(folder, "model_name_or_path", "is a hubert checkpoint", "continues wav2vec2", options=options)
+    words = ("model_name_or_path", "is a hubert checkpoint", "objective wav2vec2 can't continue")
+    pretrain(folder, *words, options=options)
 
 
 @pytest.mark.parametrize(
@@ -227,13 +228,13 @@ def test_nothing_to_resume_from(pretrain, audio_folder, tmp_path):
 
 def test_resuming_under_fsdp_what_was_not(tmp_path):
     (tmp_path / "pytorch_model_fsdp.bin").touch()
-    refuse_another_kind(str(tmp_path), sharded=True)
+    refuse_another_kind(str(tmp_path), sharded=True, model_type="wav2vec2")
     with pytest.raises(UserError, match="saved under FSDP, and this run is under DDP or one process; run as before"):
-        refuse_another_kind(str(tmp_path), sharded=False)
+        refuse_another_kind(str(tmp_path), sharded=False, model_type="wav2vec2")
     (tmp_path / "pytorch_model_fsdp.bin").unlink()
-    refuse_another_kind(str(tmp_path), sharded=False)
+    refuse_another_kind(str(tmp_path), sharded=False, model_type="wav2vec2")
     with pytest.raises(UserError, match="saved under DDP or one process, and this run is under FSDP"):
-        refuse_another_kind(str(tmp_path), sharded=True)
+        refuse_another_kind(str(tmp_path), sharded=True, model_type="wav2vec2")
 
 
 def test_fine_tuning_under_fsdp(monkeypatch, audio_folder, group_norm_checkpoint, tmp_path):

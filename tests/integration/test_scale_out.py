@@ -14,16 +14,20 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from sharded import accumulate
+from test_objectives import SIZES
 from test_two_processes import make_batches, words
 from two_processes import train_on
 
-from acoustic.models import Wav2Vec2ForPreTraining
+from acoustic.models import build_for_pretraining
+from acoustic.models.wav2vec2 import Wav2Vec2ForPreTraining
 from acoustic.report.record import read_json
 
 ROOT = Path(__file__).parents[2]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 WITHIN_SECONDS = 60
+# Of each kind one, in the order in which they are trained: the codes of vq_wav2vec are code_bert's.
+OTHERS = {objective: SIZES[objective] for objective in ("audio_albert", "cpc", "vq_wav2vec", "code_bert")}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,12 @@ def history(output_dir: Path, upto: float = float("inf")) -> dict[int, dict]:
 # ---- FSDP2
 
 
+def save_quantizer(folder: Path) -> Path:
+    for part in build_for_pretraining("vq_wav2vec", None, None, OTHERS["vq_wav2vec"])[:2]:
+        part.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory, unlabeled, tiny_config, group_norm_checkpoint) -> Path:
     """recipes/accelerate/fsdp.yaml with two processes; what they saw, see sharded.py."""
@@ -81,6 +91,13 @@ def sharded(tmp_path_factory, unlabeled, tiny_config, group_norm_checkpoint) -> 
         "copied_bf16": {"bf16": True},
     }
     argv = {run: words(**shared, **options, output_dir=folder / run) for run, options in runs.items()}
+    for objective, sizes in OTHERS.items():
+        options = {"objective": objective, "config_overrides": json.dumps(sizes), "max_steps": 2, "save_steps": 2}
+        if objective == "code_bert":
+            options["quantizer_name_or_path"] = save_quantizer(folder / "codes")
+        for how in ("sharded", "copied"):
+            run = f"{how}_{objective}"
+            argv[run] = words(**{**shared, **options}, output_dir=folder / run)
     (folder / "argv.json").write_text(json.dumps(argv))
     options = ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", str(free_port())]
     done = subprocess.run(
@@ -156,6 +173,19 @@ def test_sharded_training_equals_that_of_copies(sharded, precision):
     weights = load_file(sharded / f"sharded{precision}" / "model.safetensors")
     for name, value in load_file(sharded / f"copied{precision}" / "model.safetensors").items():
         assert torch.allclose(weights[name], value, rtol=0, atol=1e-5), name
+
+
+@pytest.mark.parametrize("objective", OTHERS)
+def test_every_kind_of_objective_can_be_sharded(sharded, objective):
+    ours, theirs = history(sharded / f"sharded_{objective}"), history(sharded / f"copied_{objective}")
+    for step in (1, 2):
+        for name in ("loss", "grad_norm"):
+            assert ours[step][name] == pytest.approx(theirs[step][name], rel=1e-4), (step, name)
+    for run in saw(sharded, f"sharded_{objective}"):
+        assert len(run["units"]) > 1 and run["held"] < 0.75
+    weights = load_file(sharded / f"sharded_{objective}" / "model.safetensors")
+    for name, value in load_file(sharded / f"copied_{objective}" / "model.safetensors").items():
+        assert torch.allclose(weights[name], value, rtol=0, atol=1e-4), name
 
 
 def test_a_resumed_sharded_run_equals_the_uninterrupted_one(sharded):

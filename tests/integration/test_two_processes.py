@@ -11,7 +11,7 @@ import torch
 from stock import draw
 from two_processes import train_on
 
-from acoustic.models import Wav2Vec2ForPreTraining
+from acoustic.models.wav2vec2 import Wav2Vec2ForPreTraining
 from acoustic.report.record import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +92,7 @@ def launched(tmp_path_factory, audio_file, tiny_config, group_norm_checkpoint):
             resume_from_checkpoint=folder / "pretrained" / "checkpoint-4",
         ),
         "short_of_memory": words(**pretrain, output_dir=folder / "short_of_memory"),
+        "stopped": words(**pretrain, output_dir=folder / "stopped", on_collapse="stop"),
         "compiled": words(
             **{**pretrain, "config_overrides": json.dumps({**tiny_config, "layerdrop": 0.1}), "max_steps": 4},
             torch_compile_backend="aot_eager",
@@ -173,6 +174,14 @@ def test_a_batch_that_one_process_has_no_room_for_holds_up_none(launched):
     plain, short = (launched[1](run)[0]["updates"] for run in ("pretrain", "short_of_memory"))
     assert short[:3] == plain[:3]
     assert short[3] != plain[3] and short[4] != short[3]
+
+
+def test_a_run_that_stops_itself_leaves_together_after_its_report(launched):
+    """A launcher ends the first process, which writes the report, as soon as the second is gone."""
+    first, second = launched[1]("stopped")
+    assert first["error"] == second["error"] == "stopped at update 2: a collapse"
+    written = (launched[0] / "stopped" / "all_results.json").stat().st_mtime
+    assert written <= min(first["at"], second["at"])
 
 
 def test_compiled_with_layerdrop_it_trains_on_few_graphs(launched):

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -19,9 +20,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import run_finetune
 import run_pretrain
+from acoustic import report
 from acoustic.config import PretrainingArguments
+from acoustic.console import RunError
 from acoustic.data.batches import BatchStream
-from acoustic.models import Wav2Vec2ForPreTraining
+from acoustic.models.wav2vec2 import Wav2Vec2ForPreTraining
+from acoustic.training.health import HealthWatch, Verdict
 from acoustic.training.pretraining import PretrainingStep
 from acoustic.training.trainer import AcousticTrainer
 
@@ -79,6 +83,24 @@ def short_of_memory(argv: list[str]) -> dict:
         return spied(run_pretrain, argv)
 
 
+def stopped_by_itself(argv: list[str]) -> dict:
+    """The watch sees a collapse; the first process takes its time over the report."""
+
+    def collapsed(watch, entry):
+        return [Verdict("collapse", 1, 2, "a collapse", collapse=True)] if entry["step"] == 2 else []
+
+    def slowly(*args, **kwargs):
+        time.sleep(3)
+        write_card(*args, **kwargs)
+
+    write_card = report.write_card
+    with mock.patch.object(HealthWatch, "see", collapsed), mock.patch.object(report, "write_card", slowly):
+        try:
+            run_pretrain.main(argv)
+        except RunError as error:
+            return {"error": str(error), "at": time.time()}
+
+
 class Given(IterableDataset):
     """Batches with their targets, over and over."""
 
@@ -131,6 +153,7 @@ def main(folder: Path) -> None:
         "pretrain": lambda: spied(run_pretrain, argv["pretrain"]),
         "resumed": lambda: spied(run_pretrain, argv["resumed"]),
         "short_of_memory": lambda: short_of_memory(argv["short_of_memory"]),
+        "stopped": lambda: stopped_by_itself(argv["stopped"]),
         "compiled": lambda: spied(run_pretrain, argv["compiled"]),
         "finetune": lambda: spied(run_finetune, argv["finetune"]),
     }
