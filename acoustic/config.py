@@ -259,6 +259,9 @@ class RunArguments(TrainingArguments):
     adam_beta2: float = option(0.98, "Adam's second-moment decay rate")
     logging_steps: float = option(10, "log every so many updates")
     logging_first_step: bool = option(True, "log the first update too")
+    line_seconds: float = option(
+        60.0, "least time between two printed lines of training where no terminal shows them, in seconds; 0: each log"
+    )
     logging_nan_inf_filter: bool = option(False, "hide non-finite losses from the log (costs a device sync per step)")
     eval_strategy: str = option("steps", "evaluate every eval_steps updates ('steps') or never ('no')")
     save_total_limit: int | None = option(2, "checkpoints to keep")

@@ -20,14 +20,15 @@ import torch
 import transformers
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
+from transformers.hf_argparser import string_to_bool
 
 from acoustic.console import UserError, one_line_errors, say
-from acoustic.data.decode import read_window
 from acoustic.data.headers import Header, Skip
 from acoustic.data.sources import open_rows
 from acoustic.data.windows import divide_evenly
 from acoustic.export import check_output, printable, written_aside
-from acoustic.predict.audio import Listening
+from acoustic.predict.audio import Listening, say_unread
+from acoustic.predict.predictor import readable
 from acoustic.tasks.embeddings import MAX_SECONDS, Encoder, Moments, load_encoder
 
 MIN_SECONDS = 0.05
@@ -62,9 +63,9 @@ class Embedder:
 
     def embed(self, row: dict, header: Header, progress=lambda seconds: None) -> list[tuple[float, float, np.ndarray]]:
         """(start, end, embedding) of a recording, or of its parts. Raises `Skip`."""
-        found, whole = [], Moments()
-        for window in divide_evenly(MIN_SECONDS, self.seconds or MAX_SECONDS)(row, header, None):
-            waveform = read_window(row["audio"], window.start, window.stop, self.encoder.rate)
+        found, whole, unread = [], Moments(), []
+        windows = divide_evenly(MIN_SECONDS, self.seconds or MAX_SECONDS)(row, header, None)
+        for window, waveform in readable(row, windows, self.encoder.rate, unread):
             if int(self.encoder.model._get_feat_extract_output_lengths(len(waveform))) < 1:
                 raise Skip(f"{header.seconds:.3f} s are too short for a frame")
             (layers,) = self.encoder.layers([waveform])
@@ -73,6 +74,9 @@ class Embedder:
             if self.seconds is not None:
                 found.append((window.start / window.rate, window.stop / window.rate, part.pooled()[0]))
             progress(window.stop / window.rate)
+        if not (found or whole.count):
+            raise Skip(unread[0]["reason"])
+        say_unread(row, unread)
         return found if self.seconds is not None else [(0.0, header.seconds, whole.pooled()[0])]
 
 
@@ -126,6 +130,9 @@ def neighbours(file: str, clip: str, count: int) -> list[dict]:
         wanted = values[own].mean(0)
     elif Path(clip).is_file():
         wanted = embed_file(clip, about)
+        own = np.array([Path(clip).resolve().as_posix().endswith(f"/{name}") for name in names])
+        if own.any() and not np.allclose(values[own].mean(0), wanted, rtol=1e-2, atol=1e-3):
+            own[:] = False  # another recording of that name
     else:
         near = difflib.get_close_matches(clip, names, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -180,7 +187,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("model_name_or_path", metavar="MODEL", help="a pretrained or fine-tuned model: a folder or a Hub id")
     add("dataset_name", metavar="AUDIO", help="file, folder, glob, manifest, tar shards, URL or Hub id")
     add("--output", required=True, help="the .parquet file to write")
-    add("--overwrite", action="store_true", help="replace that file")
+    help = "replace that file"
+    add("--overwrite", type=string_to_bool, nargs="?", const=True, default=False, help=help)
     add("--split", default="train", help="subfolder or manifest of a folder that has any; without them, all of it")
     add("--label_column_name", help="column to keep beside the embeddings; default: folder-per-class")
     add("--layer", type=int, help="0 is what the first layer gets, -1 the last one; default: the middle one")
@@ -202,8 +210,9 @@ def main(argv: list[str] | None = None) -> None:
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
     if args.command == "neighbours":
+        nearest = neighbours(args.embeddings, args.clip, args.k)
         print(f"{'similarity':>10}  {'seconds':>15}  {'label':<12}  name")
-        for found in neighbours(args.embeddings, args.clip, args.k):
+        for found in nearest:
             span = f"{found['start']:.1f} - {found['end']:.1f}"
             print(f"{found['similarity']:>10.4f}  {span:>15}  {found['label'] or '':<12}  {found['name']}")
         return

@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -42,6 +43,8 @@ SEED, UPDATES, SAVE_STEPS, LOGGING_STEPS = 0, 60, 5, 3
 HERE, SCRIPT = str(Path(__file__).resolve()), str(ROOT / "run_pretrain.py")
 TWO_PROCESSES = str(ROOT / "recipes/accelerate/two_cpu_processes.yaml")
 ONE_PROCESS = str(ROOT / "recipes/accelerate/cpu.yaml")
+# How a line begins that tells of training.
+LOGGED = re.compile(r"update ([\d,]+) of ")
 # Of a log entry, what tells of the clock and not of the run.
 TIMED = ("audio_seconds_per_second", "data_wait_fraction")
 # No toy run takes so long; one that does hangs.
@@ -131,15 +134,12 @@ class Run:
     @property
     def logs(self) -> list[float]:
         """Seconds at which training was logged."""
-        return [seconds for seconds, line in self.lines if line.startswith("{'loss'")]
+        return [seconds for seconds, line in self.lines if LOGGED.match(line)]
 
     @property
     def logged_update(self) -> int:
-        """The last update that was logged: the first is, and every LOGGING_STEPS-th."""
-        begun, count = self.resumed_from, len(self.logs)
-        if begun == 0 and count <= 1:
-            return count
-        return LOGGING_STEPS * (begun // LOGGING_STEPS + count - (begun == 0)) if count else begun
+        found = [logged for _, line in self.lines if (logged := LOGGED.match(line))]
+        return int(found[-1][1].replace(",", "")) if found else self.resumed_from
 
     @property
     def tail(self) -> str:
@@ -200,6 +200,7 @@ class Variant:
             "batch_seconds": 4,
             "max_steps": UPDATES,
             "logging_steps": LOGGING_STEPS,
+            "line_seconds": 0,
             "save_steps": SAVE_STEPS,
             "dataloader_num_workers": 0,
             "eval_strategy": "no",

@@ -97,6 +97,23 @@ def test_a_copy_of_a_recording_is_its_nearest(made, tones, tmp_path):
     assert second["similarity"] < best["similarity"]
 
 
+def test_a_recording_is_not_its_own_neighbour(made, tones, tmp_path):
+    file = made()
+    assert all(found["name"] != "high/2.wav" for found in neighbours(file, str(tones / "high" / "2.wav"), 7))
+    other = tone(tmp_path / "other" / "high" / "2.wav", 300.0, 1.0, 9)  # of that name, and another sound
+    assert len(neighbours(file, other, 8)) == 8
+
+
+def test_of_a_damaged_recording_the_rest_counts(made, tones, capsys):
+    generator = np.random.default_rng(0)
+    soundfile.write(tones / "low" / "9.flac", 0.1 * generator.standard_normal(100 * RATE), RATE)
+    content = (tones / "low" / "9.flac").read_bytes()
+    (tones / "low" / "9.flac").write_bytes(content[: len(content) // 2])
+    table = pyarrow.parquet.read_table(made())
+    assert "low/9.flac" in table["name"].to_pylist()
+    assert "read in part: " in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line(made, tones, layer_norm_checkpoint, tmp_path):
     file = made()
     with pytest.raises(UserError, match="'low/9.wav' is neither a name in .* did you mean 'low/"):

@@ -406,7 +406,7 @@ def test_a_line_is_whole_or_not_there(tmp_path):
         """A disk with room for 20 bytes."""
 
         def __init__(self, file):
-            self.file, self.tell, self.fileno = file, file.tell, file.fileno
+            self.file, self.tell, self.fileno, self.seekable = file, file.tell, file.fileno, file.seekable
 
         def write(self, content):
             if self.tell() >= 20:
@@ -418,6 +418,18 @@ def test_a_line_is_whole_or_not_there(tmp_path):
         with pytest.raises(OSError, match="No space"):
             write_line(Full(file), {"file": "a longer line"})
     assert (tmp_path / "a.jsonl").read_text() == '{"a": 1}\n'
+
+
+def test_old_answers_stay_until_there_are_new_ones(classifier, audio_file, tmp_path):
+    output = tmp_path / "out.jsonl"
+    output.write_text('{"old": "answers, a long line of them"}\n')
+    with pytest.raises(RunError):
+        main([classifier, str(tmp_path / "missing.wav"), "--output", str(output), "--overwrite"])
+    assert output.read_text().startswith('{"old"')
+    main([classifier, str(audio_file(tmp_path / "a.wav", 0.3)), "--output", str(output), "--overwrite"])
+    assert [json.loads(line)["file"] for line in output.read_text().splitlines()] == [str(tmp_path / "a.wav")]
+    main([classifier, str(tmp_path / "a.wav"), "--output", "/dev/null", "--overwrite"])
+    assert Path("/dev/null").exists()
 
 
 # ---- what is refused
@@ -466,12 +478,10 @@ def test_a_model_without_its_head_s_weights(classifier, group_norm_checkpoint):
 
 def test_a_window_is_as_long_as_in_training(classifier):
     assert load_predictor(classifier).max_seconds == 10.0
-    for settings, seconds in (({"max_duration_in_seconds": 3.5}, 3.5), ({}, 20.0)):  # 20 s: run_finetune.py's default
-        Path(classifier, "run.json").write_text(json.dumps({"settings": settings}))
-        assert load_predictor(classifier).max_seconds == seconds
+    path = Path(classifier, "config.json")
+    path.write_text(json.dumps({**read_json(path), "window_seconds": 3.5}))
+    assert load_predictor(classifier).max_seconds == 3.5
     assert load_predictor(classifier, max_seconds=1.0).max_seconds == 1.0
-    Path(classifier, "run.json").write_text("[]")
-    assert load_predictor(classifier).max_seconds == 10.0
 
 
 # ---- hours

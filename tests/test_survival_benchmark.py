@@ -40,10 +40,11 @@ def test_a_log_is_compared_to_the_last_bit_but_for_the_clock(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "begun, logs, update", [(0, 0, 0), (0, 1, 1), (0, 3, 6), (10, 0, 10), (10, 1, 12), (15, 2, 21)]
+    "begun, logs, update", [(0, [], 0), (0, [1], 1), (0, [1, 3, 1500], 1500), (10, [], 10), (10, [12], 12)]
 )
-def test_updates_are_counted_by_the_lines_of_a_run(begun, logs, update):
-    lines = [f"resuming from out/checkpoint-{begun}"] * (begun > 0) + ["{'loss': '1.0'}"] * logs
+def test_the_last_update_is_that_of_the_last_line(begun, logs, update):
+    lines = [f"resuming from out/checkpoint-{begun}"] * (begun > 0)
+    lines += [f"update {logged:,} of 2,000 | loss 1.0" for logged in logs]
     run = Run([sys.executable, "-c", f"print({chr(10).join(lines)!r})"])
     assert run.end() == 0
     assert run.logged_update == update

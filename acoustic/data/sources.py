@@ -196,11 +196,11 @@ def read_parquet_features(path: str, description: str) -> datasets.Features:
 def open_folder(path: Path, split: str, options: Options) -> Rows:
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return open_saved(path, split, options)
-    if (path / split).is_dir():
-        return open_subfolder(path / split, options)
-    for suffix in MANIFEST_SUFFIXES:
+    for suffix in MANIFEST_SUFFIXES:  # before a folder of that name, which then holds the audio that it lists
         if (path / f"{split}{suffix}").is_file():
             return open_file(path / f"{split}{suffix}", options)
+    if (path / split).is_dir():
+        return open_subfolder(path / split, options)
     return open_subfolder(path, options, split)
 
 

@@ -11,12 +11,11 @@ import time
 
 import torch
 import transformers
-from tqdm.auto import tqdm
 from transformers.hf_argparser import string_to_bool
 
 from acoustic.console import RunError, UserError, one_line_errors
 from acoustic.data.tally import most_common
-from acoustic.predict.audio import Listening, file_of
+from acoustic.predict.audio import Listening, file_of, say_unread
 from acoustic.predict.load import load_predictor
 from acoustic.predict.opening import open_audio
 from acoustic.predict.output import LabelFiles, lines
@@ -79,9 +78,7 @@ def main(argv: list[str] | None = None) -> Listening:
             write({"file": file_of(row), **answer})
             if labels:
                 labels.write(row["name"], predictor.spans(answer))
-            for part in answer.get("unread", ())[:1]:
-                in_part += 1
-                tqdm.write(f"read in part: {file_of(row)}: {part['reason']} ({part['start']:g} s)", file=sys.stderr)
+            in_part += say_unread(row, answer.get("unread", []))
     if not listening.answered:
         raise RunError(f"nothing could be read: {most_common(listening.reasons) or 'there are no recordings'}")
     print(summary(listening, in_part, time.perf_counter() - began), file=sys.stderr)

@@ -51,6 +51,13 @@ class Listening:
         tqdm.write(f"skipped: {name}: {reason}", file=sys.stderr)
 
 
+def say_unread(row: dict, unread: list[dict]) -> bool:
+    """On stderr, where some of a recording could not be read. Returns whether that is so."""
+    for part in unread[:1]:
+        tqdm.write(f"read in part: {file_of(row)}: {part['reason']} ({part['start']:g} s)", file=sys.stderr)
+    return bool(unread)
+
+
 def advance(bar: tqdm, seconds: float) -> None:
     bar.update(round(seconds) - bar.n)
 

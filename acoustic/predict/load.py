@@ -1,12 +1,9 @@
 """A folder, or a Hub id -> the predictor for what it holds."""
 
-import dataclasses
-import json
 from pathlib import Path
 
 from transformers.utils import cached_file
 
-from acoustic.config import LabeledDataArguments
 from acoustic.console import UserError
 from acoustic.models import load_config, load_feature_extractor, load_weights
 from acoustic.models.build import check_rate
@@ -38,8 +35,8 @@ def load_predictor(
     """
     Args:
         name: folder or Hub id of a model with a head, or of an anomaly detector.
-        max_seconds: the longest window; default: the one that the model was trained and evaluated on, where run.json
-            beside it says so; else 10 s, for CTC 30 s.
+        max_seconds: the longest window; default: the one that the model was trained and evaluated on, where its config
+            says so (`window_seconds`); else 10 s, for CTC 30 s.
         batch_seconds: audio that is heard together.
         machine: which one is heard, where an anomaly detector knows several.
 
@@ -64,19 +61,8 @@ def load_predictor(
     model, info = load_weights(kind.auto_class, name, None, config)
     if lost := [key for key in missing_weights(info) if not key.endswith("masked_spec_embed")]:
         raise UserError(f"{name}: lacks weights, or has them in another size: {', '.join(lost[:3])}, ...")
-    seconds = max_seconds or trained_seconds(name) or default
+    seconds = max_seconds or getattr(config, "window_seconds", None) or default
     return kind(name, model.to(device).eval(), extractor, seconds, batch_seconds)
-
-
-def trained_seconds(name: str) -> float | None:
-    """The longest window of the run that made a model, by its run.json; None where there is none."""
-    path = find_file(name, "run.json")
-    (option,) = (f for f in dataclasses.fields(LabeledDataArguments) if f.name == "max_duration_in_seconds")
-    try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))["settings"] if path else None
-        return None if settings is None else float(settings.get(option.name, option.default))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # another program's
 
 
 def find_file(name: str, file: str) -> str | None:

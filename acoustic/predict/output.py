@@ -24,19 +24,30 @@ def lines(output: str | None, overwrite: bool) -> Iterator[Callable[[dict], None
     if output is None:
         yield write_to_stdout
         return
+    path = Path(output)
+    was_there = path.exists()
     try:
-        # Unbuffered, so a line is one call to the system: a process that is killed leaves whole lines.
-        file = open(output, "wb" if overwrite else "xb", buffering=0)
+        # Unbuffered, so a line is one call to the system: a process that is killed leaves whole lines. What is to be
+        # replaced stays until there is something to replace it by.
+        file = open(path, "ab" if overwrite else "xb", buffering=0)
     except FileExistsError:
         raise UserError(f"output: {output!r} is there already; --overwrite replaces it") from None
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise UserError(f"output: can't write to {output!r}: {error.strerror}") from None
-    try:
-        yield lambda answer: write_line(file, answer)
-    finally:
-        if not file.tell():  # nothing could be read, or nothing was heard yet
-            Path(output).unlink(missing_ok=True)
-        file.close()
+    written = 0
+
+    def write(answer: dict) -> None:
+        nonlocal written
+        if not written and was_there and path.is_file():
+            file.truncate(0)
+            file.seek(0)
+        write_line(file, answer)
+        written += 1
+
+    with file:
+        yield write
+    if not written and not was_there:
+        path.unlink(missing_ok=True)
 
 
 def write_to_stdout(answer: dict) -> None:
@@ -52,13 +63,14 @@ def write_to_stdout(answer: dict) -> None:
 
 def write_line(file, answer: dict) -> None:
     """All of it, or nothing where the disk is full."""
-    line, start = to_line(answer), file.tell()
+    line, start = to_line(answer), file.tell() if file.seekable() else None
     try:
         written = 0
         while written < len(line):
             written += file.write(line[written:])
     except OSError:
-        os.ftruncate(file.fileno(), start)
+        if start is not None:
+            os.ftruncate(file.fileno(), start)
         raise
 
 

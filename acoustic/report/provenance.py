@@ -52,7 +52,7 @@ def model_index(args, data_args, tested: dict[str, dict[str, float]]) -> dict:
         for split, scores in tested.items()
         if scores
     ]
-    name = shown_name(args.hub_model_id or args.output_dir)
+    name = args.hub_model_id or Path(args.output_dir).name
     return {"model-index": [{"name": name, "results": results}]} if results else {}
 
 

@@ -75,7 +75,8 @@ def run_anomaly(model_args, data_args, args) -> AnomalyRun:
     """
     if args.world_size > 1:
         raise UserError("task anomaly runs in one process: start it with python, not with accelerate launch")
-    if any(Path(args.output_dir).glob("checkpoint-*")) or is_same(args.output_dir, model_args.model_name_or_path):
+    others = [*Path(args.output_dir).glob("checkpoint-*"), *Path(args.output_dir).glob("trainer_state.json")]
+    if others or is_same(args.output_dir, model_args.model_name_or_path):
         raise UserError(f"output_dir: {args.output_dir!r} holds another run's model; give a folder of its own")
     tests = {split: open_split(data_args, split) for split in data_args.test_split_name}
     rows, notes = choose_normal(open_training(data_args, bool(tests)), data_args.normal_label)

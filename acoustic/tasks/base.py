@@ -22,6 +22,10 @@ def load_encoder_config(name: str, revision: str | None = None):
     return config
 
 
+# What tasks choose at their end for their own classes: nothing for the next task that begins with the same model.
+CHOSEN_LAST = ("thresholds", "segmentation")
+
+
 def build_with_head(auto_class, model_args, random_weights: bool, overrides: dict, weighted_layer_sum: bool = False):
     """(model, feature extractor, notes) for a task's Auto class; the feature extractor is always the checkpoint's own.
 
@@ -37,7 +41,10 @@ def build_with_head(auto_class, model_args, random_weights: bool, overrides: dic
             if model_args.config_overrides.get("layerdrop"):
                 raise UserError("weighted_layer_sum: needs all layers; leave layerdrop out of config_overrides")
             overrides["layerdrop"] = 0.0
-    config = load_config(name, revision, {**overrides, **model_args.config_overrides})
+    config = load_config(name, revision, {"problem_type": None, **overrides, **model_args.config_overrides})
+    for chosen in CHOSEN_LAST:
+        if hasattr(config, chosen):
+            delattr(config, chosen)
     feature_extractor = load_feature_extractor(name, revision)
     check_rate(name, config, feature_extractor)
     make = with_random_weights if random_weights else with_pretrained_encoder

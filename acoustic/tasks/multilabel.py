@@ -83,9 +83,9 @@ def best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
         return DEFAULT_THRESHOLD
     values = np.unique(scores)
     candidates = np.concatenate([[DEFAULT_THRESHOLD], values[:1], (values[1:] + values[:-1]) / 2])
-    decided = scores[None] >= candidates[:, None]
-    hits = (decided & (truth > 0)).sum(1)
-    f1 = 2 * hits / (decided.sum(1) + truth.sum())
+    decided = len(scores) - np.searchsorted(np.sort(scores), candidates)
+    hits = (truth > 0).sum() - np.searchsorted(np.sort(scores[truth > 0]), candidates)
+    f1 = 2 * hits / (decided + truth.sum())
     best = candidates[f1 >= f1.max() - 1e-12]
     return round(float(best[np.abs(best - DEFAULT_THRESHOLD).argmin()]), 4)
 

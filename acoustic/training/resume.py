@@ -19,6 +19,8 @@ MAX_SECONDS_TO_WAIT, SECONDS_BETWEEN_LOOKS = 600, 1
 SECONDS_TO_BE_SEEN = 60
 # Of the lock; it is the system's, and goes with the process.
 LOCK = "_lock"
+# What task anomaly leaves. A model beside it would never be heard.
+DETECTOR = "anomaly_detector.json"
 HELD: dict[str, int] = {}
 
 
@@ -37,6 +39,8 @@ def find_checkpoint(args) -> str | None:
 
 
 def find(args) -> str | None:
+    if Path(args.output_dir, DETECTOR).exists():
+        raise UserError(f"output_dir: {args.output_dir!r} holds an anomaly detector; give a folder of its own")
     wanted = str(args.resume_from_checkpoint or "false")
     if wanted.lower() == "false":
         if (there := files.checkpoints(args.output_dir)) and not args.overwrite_output_dir:

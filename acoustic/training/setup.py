@@ -252,11 +252,23 @@ def limit_seconds(sources: list, plan, max_seconds: float):
 
 
 def choose_best(args, task):
-    """Keep the checkpoint that did best on the held-out part; evaluations and checkpoints must then coincide."""
-    args.load_best_model_at_end = True
-    args.metric_for_best_model, args.greater_is_better = task.best_metric, task.greater_is_better
-    args.eval_steps = args.save_steps = min(args.eval_steps, args.max_steps)
-    args.eval_strategy, args.save_strategy = IntervalStrategy.STEPS, SaveStrategy.STEPS
+    """Keep the checkpoint that did best on the held-out part; evaluations and checkpoints must then coincide.
+
+    Raises:
+        UserError: metric_for_best_model is none of the task's.
+    """
+    args.eval_steps, args.eval_strategy = min(args.eval_steps, args.max_steps), IntervalStrategy.STEPS
+    if args.given.get("load_best_model_at_end") is False:  # the last one is wanted
+        args.load_best_model_at_end, args.metric_for_best_model = False, None
+        return args
+    wanted = str(args.given.get("metric_for_best_model") or task.best_metric).removeprefix("eval_")
+    if wanted not in (*task.shown_metrics, task.best_metric, "loss"):
+        raise UserError(f"metric_for_best_model: {wanted!r} is none of {', '.join((*task.shown_metrics, 'loss'))}")
+    if args.given.get("save_steps", args.eval_steps) != args.eval_steps:
+        say(f"save_steps: {args.eval_steps}, as eval_steps; the best checkpoint is one that was evaluated")
+    args.load_best_model_at_end, args.metric_for_best_model = True, wanted
+    args.greater_is_better = task.greater_is_better and wanted != "loss"
+    args.save_steps, args.save_strategy = args.eval_steps, SaveStrategy.STEPS
     return args
 
 

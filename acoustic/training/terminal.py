@@ -8,8 +8,6 @@ from transformers import TrainerCallback
 
 from acoustic.console import say
 
-# Where nobody looks (a file, a batch system) a line of training comes at most so often.
-QUIET_SECONDS = 60.0
 # Of what is logged, in this order: name -> how it is shown.
 SHOWN = {
     "loss": "loss {:.3f}",
@@ -49,7 +47,7 @@ class Terminal(TrainerCallback):
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
         training = "loss" in logs
-        if training and not (sys.stdout.isatty() or self.is_due(state)):
+        if training and not (sys.stdout.isatty() or self.is_due(args, state)):
             return
         line = self.of_training(logs, state) if training else of_split(logs, state.global_step)
         if line is None:
@@ -67,8 +65,9 @@ class Terminal(TrainerCallback):
             self.bar.close()
             self.bar = None
 
-    def is_due(self, state) -> bool:
-        return state.global_step >= state.max_steps or time.monotonic() - self.last_line >= QUIET_SECONDS
+    def is_due(self, args, state) -> bool:
+        """Where nobody looks (a file, a batch system's log) few lines are enough."""
+        return state.global_step >= state.max_steps or time.monotonic() - self.last_line >= args.line_seconds
 
     def of_training(self, logs: dict, state) -> str:
         done = state.global_step - self.first

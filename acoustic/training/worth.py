@@ -89,6 +89,8 @@ def worth(
     limits = f", but with {unit.listed(rest)} it is not better in every draw" if rest else ""
     if better == [ALL]:
         return f"beside {name}, {subject} is better with all labels{limits}"
+    if [number(budget) for budget in better] == [max(map(number, means))]:
+        return f"beside {name}, {subject} is better with {unit.of(better[0])}, the most that were tried{limits}"
     amounts = {
         budget: equal_amount(means, budget, sign * float(np.mean(ours[budget])))
         for budget in better

@@ -308,6 +308,13 @@ def test_split_is_a_subfolder_or_a_manifest(clips, audio_folder):
         open_rows(str(clips), "valid")
 
 
+def test_a_manifest_says_which_files_of_the_folder_of_its_name(audio_folder, tmp_path):
+    folder = audio_folder(["train/a.wav", "train/b.wav", "train/c.wav"], seconds=0.2, root=tmp_path / "data")
+    (folder / "train.csv").write_text("file_name,label\ntrain/a.wav,pump\ntrain/c.wav,fan\n")
+    rows = listed(open_rows(str(folder), "train", label_column="label"))
+    assert [(row["name"], row["label"]) for row in rows] == [("train/a.wav", "pump"), ("train/c.wav", "fan")]
+
+
 def test_a_missing_column_is_named_with_those_that_are_there(clips, tmp_path):
     manifest = write_table(clips / "list.csv", table())
     embedded(clips).to_parquet(tmp_path / "e.parquet")

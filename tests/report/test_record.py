@@ -8,6 +8,7 @@ import pytest
 
 import run_pretrain
 from acoustic.config import parse_pretraining
+from acoustic.console import UserError
 from acoustic.data.tally import MAX_LISTED, Tally
 from acoustic.report.record import command_line, read_json, write_data_report, write_json, write_run
 
@@ -16,11 +17,12 @@ SECRET = "hf_AbCdEfGhIjKl"
 
 @pytest.fixture
 def record(tmp_path, monkeypatch):
-    """record(argv) -> (run.json's content, its text), as a script called with `argv` writes it."""
+    """record(argv) -> (run.json's content, its text), as a script called with `argv` writes it; `unseen`: words of the
+    command that its parser refuses."""
 
-    def make(argv: list[str]) -> tuple[dict, str]:
+    def make(argv: list[str], unseen: tuple[str, ...] = ()) -> tuple[dict, str]:
         argv = ["--dataset_name", "sounds", "--output_dir", str(tmp_path), "--use_cpu", "true", *argv]
-        monkeypatch.setattr(sys, "argv", ["/somewhere/run_pretrain.py", *argv])
+        monkeypatch.setattr(sys, "argv", ["/somewhere/run_pretrain.py", *argv, *unseen])
         *_, args = parse_pretraining(argv)
         write_run(str(tmp_path), args, ["a note"], 12.34, ["a verdict"])
         return read_json(tmp_path / "run.json"), (tmp_path / "run.json").read_text()
@@ -32,7 +34,9 @@ def record(tmp_path, monkeypatch):
     "words", [["--hub_token", SECRET], [f"--hub_token={SECRET}"], ["--hub-token", SECRET], [f"--hub-token={SECRET}"]]
 )
 def test_no_token_is_written(record, words):
-    content, text = record(words)
+    with pytest.raises(UserError, match="hub_token: others on this machine can read"):
+        record(words)
+    content, text = record([], words)
     assert SECRET not in text
     assert "***" in content["command"]
 

@@ -1,6 +1,7 @@
 """Task anomaly end to end on tones with clicks in some; areas against naive ones; saving; when; every refusal."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from acoustic.console import UserError
 from acoustic.report.record import read_json
 from acoustic.tasks.anomaly import AnomalyDetector, Part, choose_members, divide_frames, without_overlap
 from acoustic.tasks.anomaly_run import Clip, measure, run_anomaly
+from acoustic.training.resume import find_checkpoint
 
 RATE = 16_000
 CLIP = 0.5  # seconds
@@ -376,6 +378,13 @@ def test_too_many_broken_files_end_the_run(write, run):
         (folder / "train" / f"fan_normal_{number:02d}.wav").write_bytes(b"no audio")
     with pytest.raises(UserError, match="max_skipped_fraction: 2 of 12 rows"):
         run(folder)
+
+
+def test_no_model_is_trained_beside_a_detector(tmp_path):
+    (tmp_path / "anomaly_detector.json").write_text("{}")
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None, world_size=1, process_index=0)
+    with pytest.raises(UserError, match="output_dir: .* holds an anomaly detector; give a folder of its own"):
+        find_checkpoint(args)
 
 
 def test_the_folder_of_another_model_is_not_written_into(run, group_norm_checkpoint, tmp_path):

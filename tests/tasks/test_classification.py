@@ -1,5 +1,8 @@
 """Classes from labels alone, label budgets, what is skipped by name, scores, and a toy set learned by heart."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from acoustic.config import parse_finetuning
 from acoustic.console import UserError
 from acoustic.data.headers import Header, Skip
 from acoustic.data.sources import open_rows
+from acoustic.predict import load_predictor
 from acoustic.report.record import read_json
 from acoustic.tasks.classification import Classification, ClassificationScores
 
@@ -190,3 +194,17 @@ def test_a_held_out_split_of_unknown_classes_only_is_one_line(sound, labeled_fol
     clips = {f"train/{name}/0.wav": sound([500], 0.3, 0) for name in "ab"} | {"test/c/0.wav": sound([500], 0.3, 0)}
     with pytest.raises(UserError, match="none of the held-out clips can be used"):
         run_finetune.main(finetune_args("classification", labeled_folder(clips), eval_split_name="test"))
+
+
+def test_nothing_is_left_of_the_task_before(group_norm_checkpoint, audio_folder, finetune_args, tmp_path):
+    """One class for a clip, from a model that was trained for several, with thresholds and filters."""
+    before = shutil.copytree(group_norm_checkpoint, tmp_path / "before")
+    config = read_json(before / "config.json")
+    config |= {"problem_type": "multi_label_classification", "thresholds": [0.1, 0.2], "segmentation": {"a": 1}}
+    (before / "config.json").write_text(json.dumps(config))
+    folder = audio_folder([f"{kind}/{number}.wav" for kind in ("high", "low") for number in range(3)], seconds=0.5)
+    run_finetune.main(finetune_args("classification", folder, model_name_or_path=before))
+    config = read_json(tmp_path / "out" / "config.json")
+    assert not {"thresholds", "segmentation"} & set(config) and config.get("problem_type") is None
+    answer = load_predictor(str(tmp_path / "out")).answer
+    assert "prediction" in answer(None, iter([(None, torch.tensor([1.0, 0.0]))]))

@@ -1,6 +1,7 @@
 """How many labels pretraining is worth: budgets, starts and draws alike for all, kept as they come, said in words."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,7 +81,7 @@ GREATER = [
     (
         {"1": [0.5, 0.6], "5": [0.9, 0.8]},
         {"1": [0.6, 0.3], "5": [0.5, 0.6]},
-        "with 5 labels per class, pretraining is worth more than 5 with OTHER, "
+        "beside OTHER, pretraining is better with 5 labels per class, the most that were tried, "
         "but with 1 label per class it is not better in every draw",
     ),
     (
@@ -143,7 +144,10 @@ def test_in_words_of_minutes():
     line = worth({"1": [0.9], "3": [0.5]}, {"1": [0.95], "3": [0.9], "10": [0.4]}, "a", MINUTES, False)
     assert line == "with 1 minute of labels, pretraining is worth 3 with a; with 3, about 7.9"
     line = worth({"0.5": [0.9], "3": [0.5]}, {"0.5": [0.8], "3": [0.9]}, "a", MINUTES, False)
-    assert line.endswith("worth more than 3 with a, but with 0.5 minutes of labels it is not better in every draw")
+    assert line == (
+        "beside a, pretraining is better with 3 minutes of labels, the most that were tried, but with 0.5 minutes of "
+        "labels it is not better in every draw"
+    )
 
 
 def test_error_rates_above_one():
@@ -164,8 +168,8 @@ def test_nothing_in_common_is_nothing_said():
 def test_a_sentence_for_each_way():
     rows = rows_of("frozen", "ours", {"1": [0.5, 0.6]}) + rows_of("frozen", "random weights", {"1": [0.4, 0.5]})
     line = sentence(rows, "frozen", STARTS, "test", "accuracy", ACCURACY, LABELS)
-    start = "test, accuracy, a probe on the frozen encoder: with 1 label per class, pretraining is worth more than 1"
-    assert line == f"{start} with random weights"
+    start = "test, accuracy, a probe on the frozen encoder: beside random weights, pretraining is better with 1 label"
+    assert line == f"{start} per class, the most that were tried"
     single = sentence(rows[::2], "frozen", STARTS, "test", "accuracy", ACCURACY, LABELS)
     assert ", a single draw: " in single
     turned = sentence(rows, "frozen", STARTS[::-1], "test", "accuracy", ACCURACY, LABELS)
@@ -363,8 +367,39 @@ def test_options_of_a_comparison_alone(layer_norm_checkpoint, data, tmp_path):
 
 
 def test_results_survive_a_stop_between_two_rows(tmp_path):
-    results = Results(tmp_path / "file.json", {"seed": 0})
+    results = Results(tmp_path / "file.json", {"seed": 0}, {"a": "1"})
     results.add({"way": "frozen", "start": "a", "budget": "1", "draw": 0, "test": 0.5})
-    again = Results(tmp_path / "file.json", {"seed": 0})
+    again = Results(tmp_path / "file.json", {"seed": 0}, {"a": "1", "b": "2"})  # one start more
     assert again.find(way="frozen", start="a", budget="1", draw=0)["test"] == 0.5
     assert again.find(way="frozen", start="a", budget="1", draw=1) is None
+
+
+@pytest.mark.parametrize(
+    "settings, starts, line",
+    [
+        ({"seed": 1}, {"a": "1"}, "made with another seed"),
+        ({"seed": 0, "adam_beta2": 0.9}, {"a": "1"}, "made with another adam_beta2"),
+        ({}, {"a": "1"}, "made with another seed"),
+        ({"seed": 0}, {"a": "trained on"}, "made with another start a"),
+    ],
+)
+def test_results_of_another_comparison_are_refused(tmp_path, settings, starts, line):
+    Results(tmp_path / "file.json", {"seed": 0}, {"a": "1"}).write()
+    with pytest.raises(UserError, match=line):
+        Results(tmp_path / "file.json", settings, starts)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": []}', '{"settings": [], "starts": {}, "rows": []}'])
+def test_a_file_that_holds_no_results(tmp_path, text):
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(UserError, match="can't be read as results"):
+        Results(tmp_path / "file.json", {}, {})
+
+
+def test_a_start_is_known_by_its_weights(layer_norm_checkpoint, tmp_path):
+    ours = shutil.copytree(layer_norm_checkpoint, tmp_path / "ours")
+    assert Start("a", str(ours)).fingerprint == Start("a", layer_norm_checkpoint).fingerprint
+    (ours / "model.safetensors").write_bytes(b"trained further")
+    assert Start("a", str(ours)).fingerprint != Start("a", layer_norm_checkpoint).fingerprint
+    assert Start("a", str(ours), True).fingerprint == Start("a", layer_norm_checkpoint, True).fingerprint
+    assert Start("a", "user/model", revision="main").fingerprint == "user/model@main"

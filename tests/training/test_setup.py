@@ -56,6 +56,26 @@ def test_held_out_audio_is_said(audio_file, tmp_path):
     assert setup.held_out_lines([], found) == [] and setup.held_out_lines([(rows["a"], 1.0)], None) == []
 
 
+def best_of(**given):
+    """What `choose_best` makes of it, of a task that is judged by accuracy."""
+    task = SimpleNamespace(best_metric="accuracy", shown_metrics=("accuracy", "macro_f1"), greater_is_better=True)
+    return setup.choose_best(SimpleNamespace(given=given, max_steps=100, **{"eval_steps": 10, **given}), task)
+
+
+def test_which_checkpoint_is_the_best(capsys):
+    args = best_of()
+    assert (args.metric_for_best_model, args.greater_is_better, args.save_steps) == ("accuracy", True, 10)
+    args = best_of(metric_for_best_model="eval_macro_f1")
+    assert (args.metric_for_best_model, args.greater_is_better) == ("macro_f1", True)
+    assert best_of(metric_for_best_model="loss").greater_is_better is False
+    assert best_of(load_best_model_at_end=False, save_steps=7).save_steps == 7
+    assert capsys.readouterr().out == ""
+    assert best_of(save_steps=7).save_steps == 10
+    assert capsys.readouterr().out.startswith("save_steps: 10, as eval_steps")
+    with pytest.raises(UserError, match="metric_for_best_model: 'f1' is none of accuracy, macro_f1, loss"):
+        best_of(metric_for_best_model="f1")
+
+
 def test_of_equal_scores_the_one_with_the_lower_loss_is_kept():
     trainer = object.__new__(SavingTrainer)
     trainer.args = SimpleNamespace(

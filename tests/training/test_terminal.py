@@ -23,14 +23,14 @@ def see(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
 
-    def see(is_terminal: bool, *logged, seconds_between: float = 10.0) -> list[str]:
+    def see(is_terminal: bool, *logged, line_seconds: float = 60.0) -> list[str]:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
         callback, state = Terminal(), SimpleNamespace(global_step=0, max_steps=100, is_world_process_zero=True)
-        args = SimpleNamespace(disable_tqdm=True)
+        args = SimpleNamespace(disable_tqdm=True, line_seconds=line_seconds)
         callback.on_train_begin(args, state, None)
-        clock[0] += 100.0 - seconds_between
+        clock[0] += 90.0
         for update, logs in logged:
-            clock[0] += seconds_between
+            clock[0] += 10.0
             state.global_step = update
             callback.on_log(args, state, None, logs=logs)
         return capsys.readouterr().out.splitlines()
@@ -59,6 +59,7 @@ def test_it_is_quiet_where_nobody_looks(see):
         "update 70 of 100",
         "update 100 of 100",
     ]
+    assert len(see(False, *logged, line_seconds=0.0)) == 10
 
 
 @pytest.mark.parametrize(
