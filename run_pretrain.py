@@ -15,6 +15,7 @@ from acoustic.data.mix import open_unlabeled
 from acoustic.data.windows import cover
 from acoustic.models import build_for_pretraining
 from acoustic.report import report_pretraining
+from acoustic.report.heard import ShowHeard
 from acoustic.training import setup
 from acoustic.training.pretraining import PretrainingStep
 from acoustic.training.probe import add_probe, open_probe
@@ -78,6 +79,7 @@ def main(argv: list[str] | None = None) -> dict:
         eval_dataset=eval_stream,
         max_skipped_fraction=data_args.max_skipped_fraction,
     )
+    trainer.add_callback(ShowHeard(trainer))
     if probed is not None:
         add_probe(trainer, probed, data_args, rate, batch_seconds)
     make_room(args, checkpoint)

@@ -253,7 +253,8 @@ HUB_STRATEGIES = ("every_save", "checkpoint", "end")
 class RunArguments(TrainingArguments):
     """What both scripts change in transformers' `TrainingArguments`, and what they add."""
 
-    on_command_line = frozenset()  # names of options, not from a recipe; no option itself
+    # No options themselves: which names were on the command line, and the recipe.
+    on_command_line, recipe = frozenset(), None
 
     overwrite_output_dir: bool = option(False, "write into an output_dir that already holds a run's checkpoints")
     adam_beta2: float = option(0.98, "Adam's second-moment decay rate")
@@ -571,10 +572,11 @@ def parse(dataclasses_: tuple, argv: list[str] | None = None) -> tuple:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(dataclasses_, allow_abbrev=False, usage="%(prog)s [recipe.yaml] [--key value ...]")
     known = {name[2:] for name in parser._option_string_actions if name.startswith("--")}
-    tokens = []
+    tokens, recipe = [], None
     if argv and not argv[0].startswith("-"):
         objective = chosen_objective(argv) if PretrainingArguments in dataclasses_ else None
-        tokens = read_recipe(argv.pop(0), known, objective)
+        recipe = argv.pop(0)
+        tokens = read_recipe(recipe, known, objective)
     for token in argv:
         if token.startswith("--") and token not in ("--help",):
             check_known(token[2:].split("=")[0].replace("-", "_"), known, "command line")
@@ -591,6 +593,7 @@ def parse(dataclasses_: tuple, argv: list[str] | None = None) -> tuple:
     # As they were given, before transformers turns some into its own types; run.json keeps them.
     names = {key.removeprefix("no_") for key in explicit} & set(vars(namespace))
     parsed[-1].given = {name: getattr(namespace, name) for name in sorted(names)}
+    parsed[-1].recipe = recipe
     parsed[-1].on_command_line = {token[2:].split("=")[0].replace("-", "_") for token in argv if token[:2] == "--"}
     if "config_overrides" in names:
         parsed[-1].given["config_overrides"] = parsed[0].config_overrides

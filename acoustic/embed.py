@@ -2,6 +2,7 @@
 
     python -m acoustic.embed make MODEL AUDIO --output embeddings.parquet [--key value ...]
     python -m acoustic.embed neighbours embeddings.parquet CLIP [-k 5]
+    python -m acoustic.embed map embeddings.parquet --output map.png
 
 An embedding is the mean over time of one layer and then its deviation; alike is what has a small cosine distance,
 once each value is taken by its difference from the file's mean, in deviations: what all recordings share says nothing.
@@ -29,6 +30,7 @@ from acoustic.data.windows import divide_evenly
 from acoustic.export import check_output, printable, written_aside
 from acoustic.predict.audio import Listening, say_unread
 from acoustic.predict.predictor import readable
+from acoustic.report.embedding_map import draw_map
 from acoustic.tasks.embeddings import MAX_SECONDS, Encoder, Moments, load_encoder
 
 MIN_SECONDS = 0.05
@@ -150,6 +152,22 @@ def neighbours(file: str, clip: str, count: int) -> list[dict]:
     ]
 
 
+def draw(file: str, output: Path) -> Path:
+    """
+    Raises:
+        UserError: the file holds too few, or is none of ours, or the picture can't be written.
+    """
+    table, about = read_embeddings(file)
+    if len(table) < 3:
+        raise UserError(f"{file} holds {len(table)} embeddings: too few for a map")
+    values = np.stack(table["embedding"].to_numpy())
+    title = f"{len(table):,} embeddings, layer {about['layer']}"
+    try:
+        return draw_map(output, values, table["label"].to_pylist(), title)
+    except OSError as error:
+        raise UserError(f"output: can't write to {str(output)!r}: {error.strerror or error}") from None
+
+
 def read_embeddings(file: str) -> tuple[pyarrow.Table, dict[str, str]]:
     try:
         table = pyarrow.parquet.read_table(file)
@@ -197,7 +215,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("embeddings", metavar="EMBEDDINGS", help="the .parquet file")
     add("clip", metavar="CLIP", help="a name in it, or an audio file")
     add("-k", type=int, default=5, help="so many (default: %(default)s)")
+    add = commands.add_parser("map", help="draw all of them on a plane", allow_abbrev=False).add_argument
+    add("embeddings", metavar="EMBEDDINGS", help="the .parquet file")
+    add("--output", required=True, help="the .png file to write")
     args = parser.parse_args(argv)
+    if args.command == "map" and not args.output.endswith(".png"):
+        raise UserError(f"output: {args.output!r} should end with .png")
     if args.command == "make" and args.seconds is not None and not args.seconds >= 0.1:
         raise UserError("seconds: at least 0.1")
     if args.command == "neighbours" and args.k < 1:
@@ -215,6 +238,9 @@ def main(argv: list[str] | None = None) -> None:
         for found in nearest:
             span = f"{found['start']:.1f} - {found['end']:.1f}"
             print(f"{found['similarity']:>10.4f}  {span:>15}  {found['label'] or '':<12}  {found['name']}")
+        return
+    if args.command == "map":
+        say(f"done: {draw(args.embeddings, Path(args.output))}")
         return
     check_output(args.output, args.overwrite)
     embedder = Embedder.load(args.model_name_or_path, args.layer, args.seconds)

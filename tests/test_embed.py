@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -11,6 +12,8 @@ import soundfile
 from acoustic.console import UserError
 from acoustic.data.sources import open_rows
 from acoustic.embed import main, neighbours
+from acoustic.report import embedding_map
+from acoustic.report.embedding_map import alike, draw_map, on_a_plane, scaled
 from acoustic.tasks.embeddings import embed, load_encoder
 
 RATE = 16_000
@@ -114,6 +117,23 @@ def test_of_a_damaged_recording_the_rest_counts(made, tones, capsys):
     assert "read in part: " in capsys.readouterr().err
 
 
+def test_a_map_has_its_classes_apart(made, tones, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_map, "MAX_POINTS", 50)
+    file = made("--seconds", 0.1)
+    main(["map", file, "--output", str(tmp_path / "maps" / "map.png")])
+    pixels = plt.imread(tmp_path / "maps" / "map.png")[..., :3]
+    assert pixels.shape[0] > 300 and 0.002 < (pixels.min(-1) < 0.95).mean() < 0.9 and not plt.get_fignums()
+    values = np.concatenate([np.zeros((5, 8)), np.ones((5, 8))]) + 0.1 * np.random.default_rng(0).normal(size=(10, 8))
+    labels = ["low"] * 5 + ["high"] * 5
+    assert alike(values, labels) == 1.0 and alike(values, [None] * 10) is None
+    assert alike(values, [*labels[:4], "high", *labels[5:]]) < 1.0
+    points = on_a_plane(scaled(values))
+    far = np.linalg.norm(points[:5].mean(0) - points[5:].mean(0))
+    assert far > np.linalg.norm(points[:5] - points[:5].mean(0), axis=1).max()
+    unlabeled = draw_map(tmp_path / "plain.png", np.random.default_rng(0).normal(size=(90, 4)), [None] * 90, "all")
+    assert unlabeled.exists()
+
+
 def test_mistakes_are_one_line(made, tones, layer_norm_checkpoint, tmp_path):
     file = made()
     with pytest.raises(UserError, match="'low/9.wav' is neither a name in .* did you mean 'low/"):
@@ -127,6 +147,8 @@ def test_mistakes_are_one_line(made, tones, layer_norm_checkpoint, tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"name": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="acoustic.embed make did not write this"):
         main(["neighbours", str(tmp_path / "other.parquet"), "a"])
+    with pytest.raises(UserError, match="should end with .png"):
+        main(["map", file, "--output", "map"])
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "bad.wav").write_bytes(b"nothing")
     with pytest.raises(UserError, match="nothing in .* could be read"):

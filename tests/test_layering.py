@@ -17,7 +17,7 @@ ALLOWED = {
     "config": {"models", "data", "tasks"},
     "__init__": {"models"},  # so that `import acoustic` makes the architectures known to transformers
     "export": {"models", "data"},
-    "embed": {"models", "data", "tasks", "export", "predict"},
+    "embed": {"models", "data", "tasks", "export", "predict", "report"},
     "predict": {"config", "models", "data", "tasks"},
     # `python -m acoustic.data`, `python -m acoustic.models.vq_wav2vec`, `python -m acoustic.predict`: scripts
     "__main__": {"config", "data", "report", "export", "predict"},

@@ -336,6 +336,11 @@ class CodeBertForPreTraining(CodeBertPreTrainedModel):
         frames = self.count_frames(samples)
         return rows * count_masked(frames, *self.mask_settings) if frames > 1 else 0
 
+    def draw_mask(self, batch: int, samples: int, seed: int) -> torch.Tensor:
+        """Which words are to be guessed, as in training: (batch, frames) bool."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return draw_span_mask(batch, self.count_frames(samples), *self.mask_settings, generator)[0]
+
     def compile_regions(self, **options) -> None:
         self.code_bert.compile_regions(**options)
 

@@ -352,6 +352,12 @@ class Reconstruction:
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         return draw_corruption(batch, frames, self.config, torch.Generator(self.device).manual_seed(seed))
 
+    def draw_mask(self, batch: int, samples: int, seed: int) -> torch.Tensor:
+        """Which frames are to be reconstructed, as in training: (batch, frames) bool."""
+        frames = self.count_frames(samples)
+        places = self.draw_corruption(batch, frames, seed).places
+        return torch.zeros(batch, frames, dtype=torch.bool, device=places.device).scatter_(1, places, True)
+
     def score(self, hidden: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The L1 distance of the prediction and that of the mean, which is 0: each the mean over the cells of a frame,
         summed over frames. hidden, target: (batch, chosen, ...)."""

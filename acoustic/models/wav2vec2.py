@@ -122,6 +122,10 @@ class Wav2Vec2ForPreTraining(transformers.Wav2Vec2ForPreTraining):
         negatives_from = getattr(self.config, "negatives_from", "masked")
         return draw_targets(mask, places, self.config.num_negatives, negatives_from, generator)
 
+    def draw_mask(self, batch: int, samples: int, seed: int) -> torch.Tensor:
+        """Which frames the transformer doesn't see, as in training: (batch, frames) bool."""
+        return self.draw_targets(batch, samples, seed).mask
+
     def choose_targets(
         self, input_values, attention_mask, mask_time_indices, sampled_negative_indices, seed: int | None
     ) -> Targets:

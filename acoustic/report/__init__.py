@@ -5,8 +5,11 @@ from pathlib import Path
 from acoustic.console import say
 from acoustic.report import classes, efficiency, figures, timeline
 from acoustic.report.card import write_card
+from acoustic.report.embedding_map import draw_map
+from acoustic.report.heard import draw_heard, examples_of
 from acoustic.report.provenance import how_it_was_made, limits, metadata, model_index, shown_name
 from acoustic.report.record import write_data_report, write_json, write_run
+from acoustic.report.reference import load_reference
 
 PRETRAINED_USE = """
 {needs}import soundfile  # a recording of {rate} Hz
@@ -83,19 +86,29 @@ def draw_pretraining(trainer) -> list[Path]:
     output_dir, history, model = trainer.args.output_dir, trainer.state.log_history, trainer.model
     facts = trainer.health.facts
     verdicts = [(verdict.said, verdict.name) for verdict in trainer.health.said]
-    drawn = [figures.pretraining_curves(output_dir, history, model.family, facts, verdicts)]
+    curves = figures.Curves(history, facts, load_reference(trainer.args.recipe, trainer.args.objective))
+    drawn = [figures.pretraining_curves(output_dir, curves, model.family, verdicts)]
     if trainer.probe is not None:
         drawn.append(figures.probe(output_dir, history, trainer.probe.clips.chance))
+        drawn.append(draw_clips(trainer))
     if figures.by_step(history):
         drawn.append(figures.steps_ahead(output_dir, history, facts.chance_accuracy))
     if trainer.example is None or trainer.is_fsdp_enabled:  # under FSDP no process has all of a model
         return drawn
     audio = trainer.example.to(trainer.args.device)
+    drawn.append(draw_heard(output_dir, examples_of(model, audio, trainer.train_dataset.rate, trainer.args.seed)))
     if hasattr(model, "code_usage"):
         drawn.append(figures.code_usage(output_dir, model.code_usage(audio).cpu().numpy()))
     if hasattr(model, "training_examples"):
         drawn.append(figures.reconstruction(output_dir, model.training_examples(audio, trainer.args.seed)))
     return drawn
+
+
+def draw_clips(trainer) -> Path:
+    """The probe's clips, as they lie in the embedding of the trained model."""
+    path, clips = Path(trainer.args.output_dir, "figures", "embeddings.png"), trainer.probe.clips
+    layer = int(trainer.probe.results["probe_layer"])
+    return draw_map(path, trainer.probe.embeddings, clips.labels.tolist(), f"the probe's clips in layer {layer}")
 
 
 def needs(model) -> str:

@@ -25,6 +25,8 @@ INK, ACCENT, FAINT = "#1f3b57", "#d1603d", "#8a8f98"
 
 # Of runs that learn well: quoted by others (0.5 to 2) and measured here (up to 4.3).
 HEALTHY_GRADIENT = (0.5, 4.5)
+# Released wav2vec 2.0 models name 60 to 70 % of the targets among 100 negatives (fairseq #2949).
+RELEASED_ACCURACY, PAPER_NEGATIVES = (0.6, 0.7), 100
 
 # Of names below each other, as a share of a panel's height.
 ROW = 0.075
@@ -58,11 +60,34 @@ def level(axis, value: float, text: str) -> None:
 
 
 def band(axis, low: float, high: float, text: str) -> None:
-    """Where a curve of a healthy run lies, shaded, and named at its right end."""
+    """Where a curve of a healthy run lies, or ends, shaded, and named at its right end."""
     axis.axhspan(low, high, color=FAINT, alpha=0.12, linewidth=0)
     axis.annotate(
         text, (0.99, high), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=7, color="#5b6068"
     )
+
+
+class Curves:
+    """What a run logged, beside what its recipe's own run logged.
+
+    Args:
+        history: of the run.
+        facts: `num_negatives`, `num_codes`, `fewest_codes`, `chance_loss` and `chance_accuracy` of the run.
+        reference: a history like the run's own, or nothing.
+    """
+
+    def __init__(self, history: list[dict], facts, reference: list[dict] = ()):
+        self.history, self.facts, self.reference = history, facts, list(reference)
+
+    def draw(self, axis, key: str, label: str, **style) -> None:
+        # First and wide, so that the run's own line lies on it.
+        draw(axis, self.reference, key, "the recipe's own run", color="#c9ced6", linewidth=3.5, zorder=1)
+        draw(axis, self.history, key, label, **style)
+
+    def both(self, axis, key: str) -> None:
+        """A metric in training and on the held-out part."""
+        self.draw(axis, key, "training", color=INK, linewidth=1.2)
+        draw(axis, self.history, f"eval_{key}", "held out", color=ACCENT, marker="o", markersize=3, linewidth=1.2)
 
 
 def mark_verdicts(axes, verdicts: list[tuple[int, str]]) -> None:
@@ -88,14 +113,11 @@ def mark_verdicts(axes, verdicts: list[tuple[int, str]]) -> None:
         )
 
 
-def pretraining_curves(
-    output_dir: str, history: list[dict], family: str, facts, verdicts: list[tuple[int, str]] = ()
-) -> Path:
+def pretraining_curves(output_dir: str, curves: Curves, family: str, verdicts: list[tuple[int, str]] = ()) -> Path:
     """Up to six panels over updates: what the family of objectives is about above, how the run goes below.
 
     Args:
         family: a name in `ABOUT`.
-        facts: `num_negatives`, `num_codes`, `chance_loss` and `chance_accuracy` of the run.
         verdicts: (update, name) of what the watch said; black dashed lines, named in the last panel.
     """
     with plt.rc_context(STYLE):
@@ -103,12 +125,12 @@ def pretraining_curves(
         about, (gradient, speed, hours) = axes
         panels = ABOUT[family]
         for axis, panel in zip(about, panels):
-            panel(axis, history, facts)
+            panel(axis, curves)
             if axis.lines:
                 axis.legend()
         for axis in about[len(panels) :]:
             axis.set_axis_off()
-        draw(gradient, history, "grad_norm", "gradient norm", color=INK, linewidth=1.2)
+        curves.draw(gradient, "grad_norm", "gradient norm", color=INK, linewidth=1.2)
         gradient.set_title("gradient norm (solid), learning rate (dashed)")
         if family == "contrastive":
             band(gradient, *HEALTHY_GRADIENT, "healthy")
@@ -116,12 +138,12 @@ def pretraining_curves(
         rate = gradient.twinx()
         rate.spines["right"].set_visible(False)
         rate.grid(False)
-        draw(rate, history, "learning_rate", "learning rate", color=ACCENT, linestyle="--", linewidth=1.2)
+        draw(rate, curves.history, "learning_rate", "learning rate", color=ACCENT, linestyle="--", linewidth=1.2)
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        draw(speed, history, "audio_seconds_per_second", "audio seconds per second", color=INK, linewidth=1.2)
+        draw(speed, curves.history, "audio_seconds_per_second", "audio seconds per second", color=INK, linewidth=1.2)
         speed.set_title("audio seconds per second")
         speed.set_ylim(bottom=0)
-        draw(hours, history, "hours_seen", "hours seen", color=INK, linewidth=1.2)
+        curves.draw(hours, "hours_seen", "hours seen", color=INK, linewidth=1.2)
         hours.set_title("hours of audio seen")
         shown = np.array([axis for axis in axes.flat if axis.axison])
         for axis in shown:
@@ -130,62 +152,66 @@ def pretraining_curves(
         return save(figure, output_dir, "pretraining")
 
 
-def both(axis, history: list[dict], key: str) -> None:
-    """A metric in training and on the held-out part."""
-    draw(axis, history, key, "training", color=INK, linewidth=1.2)
-    draw(axis, history, f"eval_{key}", "held out", color=ACCENT, marker="o", markersize=3, linewidth=1.2)
-
-
-def contrastive_loss(axis, history: list[dict], facts) -> None:
-    both(axis, history, "contrastive_loss")
+def contrastive_loss(axis, curves: Curves) -> None:
+    curves.both(axis, "contrastive_loss")
     axis.set_title("contrastive loss (nats per target)")
-    level(axis, facts.chance_loss, "chance")
+    level(axis, curves.facts.chance_loss, "chance")
 
 
-def accuracy(axis, history: list[dict], facts) -> None:
-    both(axis, history, "accuracy")
-    if facts.num_negatives:
-        axis.set_title(f"accuracy among {facts.num_negatives} negatives")
-        level(axis, facts.chance_accuracy, "chance")
+def accuracy(axis, curves: Curves) -> None:
+    curves.both(axis, "accuracy")
+    if curves.facts.num_negatives:
+        axis.set_title(f"accuracy among {curves.facts.num_negatives} negatives")
+        level(axis, curves.facts.chance_accuracy, "chance")
     else:
         axis.set_title("accuracy among all codes")
 
 
-def code_perplexity(axis, history: list[dict], facts) -> None:
-    both(axis, history, "code_perplexity")
+def accuracy_as_published(axis, curves: Curves) -> None:
+    accuracy(axis, curves)
+    if curves.facts.num_negatives == PAPER_NEGATIVES:
+        band(axis, *RELEASED_ACCURACY, "where released models end")
+
+
+def code_perplexity(axis, curves: Curves) -> None:
+    facts = curves.facts
+    curves.both(axis, "code_perplexity")
     axis.set_title(f"code perplexity (of {facts.num_codes})")
     axis.set_ylim(0, facts.num_codes * 1.02)
+    band(axis, facts.num_groups + facts.fewest_codes, facts.num_codes, "no collapse")
 
 
-def codes_or_steps(axis, history: list[dict], facts) -> None:
-    if facts.num_codes:
-        code_perplexity(axis, history, facts)
+def codes_or_steps(axis, curves: Curves) -> None:
+    if curves.facts.num_codes:
+        code_perplexity(axis, curves)
         return
-    last = max((int(key.removeprefix("accuracy_")) for key in by_step(history)), default=0)
+    last = max((int(key.removeprefix("accuracy_")) for key in by_step(curves.history)), default=0)
     for step, style in ((1, "-"), ((last + 1) // 2, "--"), (last, ":")):
-        draw(axis, history, f"accuracy_{step}", f"{step} ahead", color=INK, linewidth=1.2, linestyle=style)
+        draw(axis, curves.history, f"accuracy_{step}", f"{step} ahead", color=INK, linewidth=1.2, linestyle=style)
     axis.set_title("accuracy by step ahead, training")
-    level(axis, facts.chance_accuracy, "chance")
+    level(axis, curves.facts.chance_accuracy, "chance")
 
 
 def by_step(history: list[dict]) -> set[str]:
     return {key for entry in history for key in entry if re.fullmatch(r"accuracy_\d+", key)}
 
 
-def reconstruction_loss(axis, history: list[dict], facts) -> None:
-    both(axis, history, "reconstruction_loss")
-    draw(axis, history, "mean_predictor_loss", "the mean's, training", color=FAINT, linestyle=":", linewidth=1.2)
+def reconstruction_loss(axis, curves: Curves) -> None:
+    curves.both(axis, "reconstruction_loss")
+    draw(
+        axis, curves.history, "mean_predictor_loss", "the mean's, training", color=FAINT, linestyle=":", linewidth=1.2
+    )
     axis.set_title("reconstruction loss (L1 per cell)")
     axis.set_ylim(bottom=0)
 
 
-def explained(axis, history: list[dict], facts) -> None:
+def explained(axis, curves: Curves) -> None:
     for prefix, label, style in (
         ("", "training", {"color": INK}),
         ("eval_", "held out", {"color": ACCENT, "marker": "o", "markersize": 3}),
     ):
         names = f"{prefix}reconstruction_loss", f"{prefix}mean_predictor_loss"
-        points = [(entry["step"], *(entry[name] for name in names)) for entry in history if names[1] in entry]
+        points = [(entry["step"], *(entry[name] for name in names)) for entry in curves.history if names[1] in entry]
         if points:
             steps, losses, means = np.array(points).T
             axis.plot(steps, 1 - losses / means, label=label, linewidth=1.2, **style)
@@ -193,16 +219,18 @@ def explained(axis, history: list[dict], facts) -> None:
     level(axis, 0.0, "the mean")
 
 
-def codes_loss(axis, history: list[dict], facts) -> None:
-    both(axis, history, "loss")
-    draw(axis, history, "unigram_loss", "frequencies alone, training", color=FAINT, linestyle=":", linewidth=1.2)
+def codes_loss(axis, curves: Curves) -> None:
+    curves.both(axis, "loss")
+    draw(
+        axis, curves.history, "unigram_loss", "frequencies alone, training", color=FAINT, linestyle=":", linewidth=1.2
+    )
     axis.set_title("cross-entropy (nats per masked frame)")
     axis.set_ylim(bottom=0)
 
 
 # What each family of objectives is about, in the upper row of its curves.
 ABOUT = {
-    "contrastive": (contrastive_loss, accuracy, code_perplexity),
+    "contrastive": (contrastive_loss, accuracy_as_published, code_perplexity),
     "predictive": (contrastive_loss, accuracy, codes_or_steps),
     "reconstruction": (reconstruction_loss, explained),
     "codes": (codes_loss, accuracy, code_perplexity),

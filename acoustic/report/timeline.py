@@ -53,16 +53,20 @@ def stop_of(example: dict) -> float:
 
 
 def draw_sound(axis, example: dict) -> None:
-    waveform, rate = example["waveform"], example["rate"]
+    spectrum(axis, example["waveform"], example["rate"], example["start"])
+    axis.set_xticklabels([])
+    axis.set_title(f"{shorten(example['name'])}: segment F1 {example['score']:.2f}", loc="left")
+
+
+def spectrum(axis, waveform: np.ndarray, rate: int, start: float = 0.0) -> None:
+    """(samples,) -> a panel: seconds from `start` across, kHz upwards, what is loud is black."""
     length = min(max(int(WINDOW_SECONDS * rate), 2 * len(waveform) // MAX_COLUMNS), len(waveform))
     frequencies, _, power = spectrogram(waveform, rate, nperseg=length, noverlap=length // 2, scaling="spectrum")
     level = 10 * np.log10(power + 1e-12)
     low, high = np.percentile(level, (25, 99.9))  # what is there most of the time is white
-    extent = (example["start"], stop_of(example), 0, frequencies[-1] / 1000)
+    extent = (start, start + len(waveform) / rate, 0, frequencies[-1] / 1000)
     axis.imshow(level, origin="lower", aspect="auto", cmap="gray_r", vmin=low, vmax=high, extent=extent)
     axis.set_ylabel("kHz")
-    axis.set_xticklabels([])
-    axis.set_title(f"{shorten(example['name'])}: segment F1 {example['score']:.2f}", loc="left")
 
 
 def draw_bars(axis, example: dict, rows: list[str]) -> None:

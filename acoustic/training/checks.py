@@ -45,7 +45,7 @@ def patience(facts: Facts) -> int:
 
 
 def codes_collapsed(memory: Memory) -> bool | None:
-    return outside(memory.excess_codes, memory.fewest_codes, 2 * memory.fewest_codes)
+    return outside(memory.excess_codes, memory.facts.fewest_codes, 2 * memory.facts.fewest_codes)
 
 
 def say_codes_collapsed(memory: Memory, since: int) -> str:

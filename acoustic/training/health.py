@@ -48,6 +48,16 @@ class Facts:
     def chance_accuracy(self) -> float:
         return 1 / (self.num_negatives + 1)
 
+    @property
+    def fewest_codes(self) -> float:
+        """Below this many above the floor, of one in each group, the codebook has collapsed: 1 % of the codes, for
+        small ones 1/4 per group.
+
+        Of 640 codes that is a perplexity of 8.4. Collapsed runs sit at 2.0 (transformers #14387); the lowest that was
+        published of runs that learned is 17.8, after 1000 updates (fairseq #2981, #3391).
+        """
+        return max(0.01 * (self.num_codes - self.num_groups), 0.25 * self.num_groups)
+
     def of_the_run(self, share: float, least: int, most: int) -> int:
         """A share of all updates, within bounds."""
         return int(min(max(share * self.max_steps, least), most))
@@ -126,7 +136,7 @@ class Memory:
             return
         loss, codes = smoothed[self.family.loss], smoothed.get("code_perplexity", math.inf)
         # Near collapse the loss is low as well, as equal codes are no negatives: nothing to measure by.
-        if codes - self.facts.num_groups < 4 * self.fewest_codes:
+        if codes - self.facts.num_groups < 4 * self.facts.fewest_codes:
             return
         # More codes make a harder task, whose loss is measured anew.
         best_codes = math.inf if self.best is None else self.best.get("code_perplexity", math.inf)
@@ -153,15 +163,6 @@ class Memory:
         """Code perplexity above its floor, which is one code in each group."""
         perplexity = self.now.get("code_perplexity")
         return None if perplexity is None else perplexity - self.facts.num_groups
-
-    @property
-    def fewest_codes(self) -> float:
-        """Below this many above the floor the codebook has collapsed: 1 % of the codes, for small ones 1/4 per group.
-
-        Of 640 codes that is a perplexity of 8.4. Collapsed runs sit at 2.0 (transformers #14387); the lowest that was
-        published of runs that learned is 17.8, after 1000 updates (fairseq #2981, #3391).
-        """
-        return max(0.01 * (self.facts.num_codes - self.facts.num_groups), 0.25 * self.facts.num_groups)
 
 
 def is_finite(value) -> bool:

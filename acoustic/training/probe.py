@@ -89,7 +89,9 @@ class ProbeCallback(TrainerCallback):
     def __init__(self, trainer, clips: LabeledClips, every: int, batch_seconds: float):
         self.trainer, self.clips, self.every, self.batch_seconds = trainer, clips, every, batch_seconds
         self.since, self.told = None, False
-        self.results: dict[str, float] = {}  # of the last time
+        # Of the last time.
+        self.results: dict[str, float] = {}
+        self.embeddings = np.zeros((0, 0))  # (clips, 2 * width) of the best layer
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:
@@ -110,6 +112,7 @@ class ProbeCallback(TrainerCallback):
         seconds = time.perf_counter() - started
         best = int(accuracies.argmax())
         self.results = {"probe_accuracy": float(accuracies[best]), "probe_layer": float(best)}
+        self.embeddings = values[:, best]
         due = control.should_log
         self.trainer.log({**self.results, "probe_seconds": seconds})
         control.should_log = due  # transformers takes any log for the one that is due

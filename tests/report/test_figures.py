@@ -40,7 +40,9 @@ def check(path, shape_at_least=(300, 300)):
     return pixels
 
 
-FACTS = SimpleNamespace(num_negatives=100, num_codes=640, chance_loss=4.6, chance_accuracy=0.01)
+FACTS = SimpleNamespace(
+    num_negatives=100, num_codes=640, num_groups=2, fewest_codes=6.4, chance_loss=4.6, chance_accuracy=0.01
+)
 FAMILIES = list(figures.ABOUT)
 # What the objectives log beside wav2vec 2.0.
 OTHERS = {
@@ -51,8 +53,13 @@ OTHERS = {
 }
 
 
-def pretraining(folder, history, family="contrastive", facts=FACTS):
-    return figures.pretraining_curves(str(folder), history, family, facts)
+def pretraining(folder, history, family="contrastive", facts=FACTS, reference=()):
+    return figures.pretraining_curves(str(folder), figures.Curves(history, facts, reference), family)
+
+
+def test_the_recipe_s_own_run_lies_below(tmp_path):
+    alone, beside = pretraining(tmp_path / "a", HISTORY), pretraining(tmp_path / "b", HISTORY, reference=HISTORY)
+    assert np.abs(check(alone, (500, 900)) - check(beside, (500, 900))).mean() > 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

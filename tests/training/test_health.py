@@ -377,9 +377,9 @@ def test_a_family_is_a_table_of_checks():
 
 
 def test_the_curves_show_where_the_watch_spoke(tmp_path):
-    drawn = {}
+    drawn, curves = {}, figures.Curves(collapsed(), FACTS)
     for name, verdicts in (("none", []), ("one", [(3050, "codebook_collapse")]), ("many", [(3050, "at_chance")] * 30)):
-        path = figures.pretraining_curves(str(tmp_path / name), collapsed(), "contrastive", FACTS, verdicts)
+        path = figures.pretraining_curves(str(tmp_path / name), curves, "contrastive", verdicts)
         drawn[name] = plt.imread(path)[..., :3]
     assert drawn["none"].shape == drawn["one"].shape
     assert np.abs(drawn["one"] - drawn["none"]).mean() > 1e-3
