@@ -9,6 +9,7 @@ import datasets
 
 from acoustic.console import UserError
 from acoustic.data.fields import Column, names_of, pick
+from acoustic.data.remote import names_this_machine
 from acoustic.data.spans import class_names_of, with_names
 
 PATH_COLUMNS = ("file_name", "path", "file", "filename", "audio_path")
@@ -57,10 +58,20 @@ def read_columns(item: dict, columns: dict) -> dict:
     return {wanted: pick(item, column) for wanted, column in columns.items()}
 
 
-class DatasetRow:
-    """One item of a data set -> a row: class numbers become their names, paths get their root."""
+# In the place of audio: someone else's table has no business with the files of this machine.
+OF_THIS_MACHINE = {**NO_AUDIO, "fault": "a data set from elsewhere names a file of this machine"}
 
-    def __init__(self, audio_column: str, columns: dict, features: dict, description: str, root: Path | None):
+
+class DatasetRow:
+    """One item of a data set -> a row: class numbers become their names, paths get their root.
+
+    is_ours: whether the data set lies on this machine, so that it may name files here.
+    """
+
+    def __init__(
+        self, audio_column: str, columns: dict, features: dict, description: str, root: Path | None, is_ours: bool
+    ):
+        self.is_ours = is_ours
         self.audio_column, self.columns, self.description, self.root = audio_column, columns, description, root
         self.sources = {wanted: column for wanted, column in columns.items() if column is not None}
         feature = features.get(columns.get("label"))
@@ -74,6 +85,8 @@ class DatasetRow:
             name, audio = audio, {"path": os.path.join(self.root, audio) if self.root else audio, "bytes": None}
         else:
             name = audio.get("path") or (content_name(audio["bytes"]) if audio.get("bytes") else f"row {index}")
+        if not self.is_ours and audio.get("bytes") is None and names_this_machine(audio.get("path") or name):
+            audio = OF_THIS_MACHINE
         values = {wanted: self.value(wanted, item) if wanted in self.sources else None for wanted in self.columns}
         if "spans" in values:
             values["spans_at"] = f"{self.description} row {index}"

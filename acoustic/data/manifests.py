@@ -9,9 +9,17 @@ import pyarrow
 import pyarrow.parquet
 
 from acoustic.console import UserError
-from acoustic.data.columns import NO_AUDIO, Options, check_columns, choose_path_column, only_present, read_columns
+from acoustic.data.columns import (
+    NO_AUDIO,
+    OF_THIS_MACHINE,
+    Options,
+    check_columns,
+    choose_path_column,
+    only_present,
+    read_columns,
+)
 from acoustic.data.fields import names_of
-from acoustic.data.remote import is_remote
+from acoustic.data.remote import is_remote, names_this_machine
 from acoustic.data.rows import IndexedRows, PackedList
 from acoustic.data.shards import open_binary
 
@@ -36,6 +44,8 @@ def open_manifest(path: str, options: Options) -> IndexedRows:
         if not file or not isinstance(file, str):
             return {"audio": NO_AUDIO, "name": f"row {index}", **values}
         where = file if is_remote(file) else f"{root}/{file}" if is_remote(root) else os.path.join(root, file)
+        if is_remote(path) and names_this_machine(where):
+            return {"audio": OF_THIS_MACHINE, "name": file, **values}
         return {"audio": {"path": where, "bytes": None}, "name": file, **values}
 
     packed = PackedList([place, {name: item.get(name) for name in wanted}] for place, item in items)

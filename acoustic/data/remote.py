@@ -18,10 +18,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime, timezone
 from http import HTTPStatus
+from pathlib import Path
 from urllib.parse import unquote
 
+import datasets
 import fsspec
 from fsspec.exceptions import FSTimeoutError
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from acoustic.console import UserError
 
@@ -54,6 +57,14 @@ class _CutShort(OSError):
 def is_remote(path: str) -> bool:
     """Whether it is "scheme://...", so fsspec's; a scheme of one letter is a Windows drive."""
     return re.match(r"([a-z][a-z0-9+.-]+::)*[a-z][a-z0-9+.-]+://", path, re.IGNORECASE) is not None
+
+
+def names_this_machine(path: str) -> bool:
+    """Whether what came from elsewhere names a file of this machine, other than one that `datasets` downloaded."""
+    if is_remote(path):
+        return re.search(r"(^|::)(file|local)://", path, re.IGNORECASE) is not None
+    downloads = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    return not any(Path(path).resolve().is_relative_to(Path(folder).resolve()) for folder in downloads)
 
 
 class RemoteFile(io.RawIOBase):

@@ -175,12 +175,12 @@ def open_shards(files: list[str], description: str, options: Options) -> Rows:
         if len(files) == 1 and not options.streaming:
             return open_manifest(files[0], options)
         root = None if is_remote(files[0]) else Path(files[0]).parent
-        to_row = DatasetRow(audio_column, options.columns, features, description, root)
+        to_row = DatasetRow(audio_column, options.columns, features, description, root, root is not None)
     elif options.indexed:
         dataset = load(datasets.load_dataset, description, "parquet", data_files=files, split="train")
-        return from_dataset(dataset, description, options)
+        return from_dataset(dataset, description, options, is_ours=not is_remote(files[0]))
     else:
-        to_row = DatasetRow(audio_column, options.columns, features, description, None)
+        to_row = DatasetRow(audio_column, options.columns, features, description, None, not is_remote(files[0]))
     wanted = [audio_column, *(name for column in options.columns.values() for name in names_of(column))]
     return ShardedRows(files, ParquetReader(to_row, list(dict.fromkeys(wanted))), description)
 
@@ -307,13 +307,14 @@ def open_saved(path: Path, split: str, options: Options) -> Rows:
 
 def open_hub(name: str, split: str, options: Options) -> Rows:
     """What `datasets` can load; but tar shards are read in place by our own reader, which resumes within one."""
-    description = f"{name} [{split}]"
+    description, is_ours = f"{name} [{split}]", Path(name).exists()
     builder = load(datasets.load_dataset_builder, name, name, options.config)
     if isinstance(builder, WebDataset):
         return open_shards(shards_of(builder, name, split), description, options)
     if options.streaming:
-        return from_dataset(load(builder.as_streaming_dataset, name, split=split), description, options)
-    return from_dataset(load(datasets.load_dataset, name, name, options.config, split=split), description, options)
+        return from_dataset(load(builder.as_streaming_dataset, name, split=split), description, options, is_ours)
+    dataset = load(datasets.load_dataset, name, name, options.config, split=split)
+    return from_dataset(dataset, description, options, is_ours)
 
 
 def shards_of(builder: WebDataset, name: str, split: str) -> list[str]:
@@ -335,7 +336,7 @@ def load(action, name: str, *args, **kwargs):
         ) from None
 
 
-def from_dataset(dataset, description: str, options: Options) -> Rows:
+def from_dataset(dataset, description: str, options: Options, is_ours: bool = True) -> Rows:
     """Rows of a `datasets.Dataset` or `IterableDataset`, whose audio column stays undecoded."""
     features = dataset.features or next(iter(dataset.take(1)), {})
     options = options._replace(columns=only_present(options.columns, features))
@@ -344,7 +345,7 @@ def from_dataset(dataset, description: str, options: Options) -> Rows:
     is_audio = isinstance(features[audio_column], datasets.Audio)
     if is_audio or isinstance(features[audio_column], dict):
         dataset = dataset.cast_column(audio_column, datasets.Audio(decode=False))
-    to_row = DatasetRow(audio_column, options.columns, features, description, None)
+    to_row = DatasetRow(audio_column, options.columns, features, description, None, is_ours)
     if isinstance(dataset, datasets.IterableDataset):
         return StreamedRows(dataset, to_row, description)
     return IndexedRows(dataset, to_row, description)

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import json
+from pickle import UnpicklingError
 
 import torch
 import transformers
@@ -12,11 +13,14 @@ from acoustic.models.fast_modules import use_fast_modules
 from acoustic.models.heads import EncoderConfig
 from acoustic.models.registry import OBJECTIVES
 
+# Only numbers and settings are loaded. If this were left out, transformers would ask whoever is at the terminal.
+NO_CODE = {"trust_remote_code": False}
+
 
 def load_config(name_or_path: str, revision: str | None = None, overrides: dict | None = None):
     """A checkpoint's config with some values changed. Raises `UserError` for a name or value that it doesn't take."""
     try:
-        config = transformers.AutoConfig.from_pretrained(name_or_path, revision=revision)
+        config = transformers.AutoConfig.from_pretrained(name_or_path, revision=revision, **NO_CODE)
     except (OSError, ValueError) as error:
         raise UserError(
             f"model_name_or_path: no model {name_or_path!r} (neither a local folder with a config.json nor a "
@@ -27,7 +31,7 @@ def load_config(name_or_path: str, revision: str | None = None, overrides: dict 
     check_overrides(type(config), overrides)
     with override_errors():
         given = config
-        config = transformers.AutoConfig.from_pretrained(name_or_path, revision=revision, **overrides)
+        config = transformers.AutoConfig.from_pretrained(name_or_path, revision=revision, **NO_CODE, **overrides)
         if isinstance(config, EncoderConfig):
             # transformers sets what is overridden behind the config's own checks.
             known = {name: value for name, value in overrides.items() if name != "num_labels"}
@@ -252,9 +256,13 @@ def load_weights(model_class, name_or_path: str, revision: str | None, config, *
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # what is missing is said once, by us, in words
     try:
-        model, info = model_class.from_pretrained(
-            name_or_path, revision=revision, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
-        )
+        options = {"config": config, "dtype": torch.float32, "output_loading_info": True, **NO_CODE, **kwargs}
+        model, info = model_class.from_pretrained(name_or_path, revision=revision, **options)
+    except UnpicklingError:
+        raise UserError(
+            f"model_name_or_path: {name_or_path!r} holds more than numbers in its pytorch_model.bin, which could be "
+            "code; use a checkpoint with model.safetensors"
+        ) from None
     except (OSError, ValueError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"model_name_or_path: can't load {name_or_path!r}: {' '.join(lines)[:300]}") from None
@@ -278,7 +286,7 @@ def make_feature_extractor(model) -> transformers.Wav2Vec2FeatureExtractor:
 def load_feature_extractor(name_or_path: str, revision: str | None = None):
     """The checkpoint's own, because the scaling of the waveform must stay that of its pretraining."""
     try:
-        return transformers.AutoFeatureExtractor.from_pretrained(name_or_path, revision=revision)
+        return transformers.AutoFeatureExtractor.from_pretrained(name_or_path, revision=revision, **NO_CODE)
     except (OSError, ValueError):
         raise UserError(
             f"model_name_or_path: {name_or_path!r} has no preprocessor_config.json, which says how its audio is "

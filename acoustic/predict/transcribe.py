@@ -8,6 +8,7 @@ from acoustic.console import UserError
 from acoustic.data.headers import Header
 from acoustic.data.spans import Span
 from acoustic.data.windows import Plan
+from acoustic.models.build import NO_CODE
 from acoustic.predict.predictor import Head
 from acoustic.predict.words import Heard, read_off
 from acoustic.tasks.stitching import slide_on_grid
@@ -47,7 +48,7 @@ class Transcriber(Head):
 def load_tokenizer(name: str):
     """The one beside the model. Raises `UserError`."""
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **NO_CODE)
     except Exception as error:  # whatever transformers and its readers raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name}: no tokenizer beside the model says what its characters are: {reason}") from None

@@ -132,3 +132,12 @@ def test_what_can_not_be_pushed_to_is_said_before_training(hub, run):
     assert "may not write to 'user/new' (403: " in reader and "may not write to 'user/more' (403: " in nor_new
     assert "(401: " in unknown and without.startswith("push_to_hub: there is no token")
     assert "has no last-checkpoint/ on the Hub" in empty
+
+
+@pytest.mark.parametrize("name", ["last-checkpoint/../../outside.json", "last-checkpoint/a/../../../outside.json"])
+def test_names_on_the_hub_can_not_lead_out_of_the_folder(hub, run, tmp_path, name):
+    hub.add("model", "user/model", {"last-checkpoint/complete.json": b"{}", name: b"{}"})
+    fetch = f"from acoustic.training.pushing import fetch; fetch('user/model', {str(tmp_path / 'a' / 'b' / 'out')!r})"
+    done = run(sys.executable, "-c", fetch)
+    assert done.returncode != 0 and "UserError: resume_from_checkpoint: 'user/model'" in done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.name == "outside.json"]
