@@ -335,6 +335,21 @@ def test_anomalies_are_scored_as_the_detector_does(detector, predict, tmp_path):
             main([folder, str(tmp_path / "odd.wav"), *words])
 
 
+def test_each_row_names_its_machine(detector, predict, tmp_path):
+    """A manifest may list recordings of several machines, and some of one that the detector doesn't know."""
+    folder = detector(machines=True)
+    rows = [("0.wav", "pump"), ("1.wav", "fan"), ("2.wav", "gear"), ("3.wav", "")]
+    lines = ["file_name,unit", *(f"{name},{machine}" for name, machine in rows)]
+    (tmp_path / "normal" / "list.csv").write_text("\n".join(lines) + "\n")
+    answers, said = predict(folder, tmp_path / "normal" / "list.csv", "--machine_column_name", "unit")
+    assert [answer["machine"] for answer in answers] == ["pump", "fan"]
+    expected = AnomalyDetector.from_pretrained(folder).score(tmp_path / "normal" / "1.wav", machine="fan").score
+    assert answers[1]["score"] == pytest.approx(expected, abs=1e-3)
+    assert "2.wav: machine: one of 'fan', 'pump', not 'gear'" in said and "3.wav: machine: which one is heard?" in said
+    with pytest.raises(UserError, match="give one of the two"):
+        predict(folder, tmp_path / "normal", "--machine_column_name", "unit", "--machine", "pump")
+
+
 def test_of_several_machines_one_is_named(detector, predict, tmp_path):
     folder, path = detector(machines=True), tmp_path / "normal" / "0.wav"
     (answer,), _ = predict(folder, path, "--machine", "pump")

@@ -43,6 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     switch("overwrite", "replace that file, and label files in that folder")
     add("--split", help="subfolder or manifest of a folder, or a Hub split; default: all of a folder, train of others")
     add("--machine", help="which machine is heard, where an anomaly detector knows several")
+    add("--machine_column_name", help="column of a manifest or data set that says which machine is heard")
     help = "longest window, in seconds; default: what the model was trained on, else 10, for CTC 30"
     add("--max_duration_in_seconds", type=float, help=help)
     help = "audio of a recording that is heard together, in seconds; default: 120 on a GPU, on a CPU one window"
@@ -52,6 +53,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("max_duration_in_seconds", "batch_seconds"):
         if (value := getattr(args, name)) is not None and not 0.1 <= value < float("inf"):
             raise UserError(f"{name}: at least 0.1 s")
+    if args.machine and args.machine_column_name:
+        raise UserError("machine: the same for all recordings, or machine_column_name; give one of the two")
     return args
 
 
@@ -64,13 +67,14 @@ def main(argv: list[str] | None = None) -> Listening:
         max_seconds=args.max_duration_in_seconds,
         batch_seconds=args.batch_seconds,
         machine=args.machine,
+        machine_by_row=args.machine_column_name is not None,
         device="cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu",
     )
     if args.audacity and not predictor.has_times:
         raise UserError(f"audacity: what {args.model_name_or_path} says is about whole recordings, without times")
     labels = LabelFiles(args.audacity, args.overwrite) if args.audacity else None
     with lines(args.output, args.overwrite) as write:
-        sources, failed = open_audio(args.audio, args.split)
+        sources, failed = open_audio(args.audio, args.split, args.machine_column_name)
         listening, in_part = Listening(sources, predictor.predict), 0
         for name, reason in failed:
             listening.skip(name, reason)

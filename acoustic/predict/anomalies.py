@@ -14,7 +14,9 @@ from acoustic.tasks.anomaly import AnomalyDetector
 
 
 class AnomalyScorer(Predictor):
-    """{"score", "percentile", "worst": {"start", "end", "score", "percentile"}, "machine" where one was given}.
+    """{"score", "percentile", "worst": {"start", "end", "score", "percentile"}, "machine" where one is known}.
+
+    machine: of all recordings; None where there is one machine, or where each row names its own ("machine").
 
     Score and percentile are those of the worst window, in which normal recordings lie from 0 to 100; "worst" is the
     worst segment of half a second. See `Verdict`.
@@ -22,10 +24,22 @@ class AnomalyScorer(Predictor):
 
     has_times = True
 
-    def __init__(self, detector: AnomalyDetector, machine: str | None, batch_seconds: float | None, device):
-        detector.check_machine(machine)
+    def __init__(
+        self, detector: AnomalyDetector, machine: str | None, by_row: bool, batch_seconds: float | None, device
+    ):
+        if not by_row:
+            detector.check_machine(machine)
         super().__init__(detector.encoder.rate, detector.settings.window_seconds, batch_seconds, device)
         self.detector, self.machine = detector, machine
+
+    def predict(self, row: dict, header: Header, progress=lambda seconds: None) -> dict:
+        if "machine" in row:
+            self.machine = None if row["machine"] in (None, "") else str(row["machine"])
+            try:
+                self.detector.check_machine(self.machine)
+            except UserError as error:
+                raise Skip(str(error)) from None
+        return super().predict(row, header, progress)
 
     def plan(self) -> Plan:
         return self.detector.plan()
@@ -64,7 +78,7 @@ def about(window, machine: str | None) -> dict:
     return {"name": "", "label": None, "machine": machine, "start": start, "seconds": window.seconds}
 
 
-def load_scorer(name: str, machine: str | None, batch_seconds: float | None, device) -> AnomalyScorer:
+def load_scorer(name: str, machine: str | None, by_row: bool, batch_seconds: float | None, device) -> AnomalyScorer:
     """Raises `UserError`: the detector can't be loaded, or doesn't know the machine."""
     try:
         detector = AnomalyDetector.from_pretrained(name, device=device)
@@ -72,4 +86,4 @@ def load_scorer(name: str, machine: str | None, batch_seconds: float | None, dev
         if isinstance(error, UserError):
             raise
         raise UserError(f"{name}: its anomaly_detector.json is not what run_finetune.py writes: {error}") from None
-    return AnomalyScorer(detector, machine, batch_seconds, device)
+    return AnomalyScorer(detector, machine, by_row, batch_seconds, device)

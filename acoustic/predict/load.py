@@ -30,6 +30,7 @@ def load_predictor(
     max_seconds: float | None = None,
     batch_seconds: float | None = None,
     machine: str | None = None,
+    machine_by_row: bool = False,
     device="cpu",
 ) -> Predictor:
     """
@@ -39,6 +40,7 @@ def load_predictor(
             says so (`window_seconds`); else 10 s, for CTC 30 s.
         batch_seconds: audio that is heard together.
         machine: which one is heard, where an anomaly detector knows several.
+        machine_by_row: each row says it, as "machine".
 
     Raises:
         UserError: it can't be loaded, or is an encoder without a head.
@@ -46,8 +48,8 @@ def load_predictor(
     if find_file(name, f"{DETECTOR}.json"):
         if max_seconds is not None:
             raise UserError("max_duration_in_seconds: an anomaly detector's windows are as long as those it knows")
-        return load_scorer(name, machine, batch_seconds, device)
-    if machine is not None:
+        return load_scorer(name, machine, machine_by_row, batch_seconds, device)
+    if machine is not None or machine_by_row:
         raise UserError(f"machine: belongs to an anomaly detector; {name} is none")
     built = next(iter(load_config(name).architectures or ()), "")
     kind, default = next((found for ending, found in HEADS.items() if built.endswith(ending)), (None, 0.0))

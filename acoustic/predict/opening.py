@@ -9,13 +9,16 @@ from acoustic.data.rows import IndexedRows, PackedList, Rows
 from acoustic.data.sources import find_audio, has_pattern, open_rows
 
 
-def open_audio(names: list[str], split: str | None = None) -> tuple[list[Rows], list[tuple[str, str]]]:
+def open_audio(
+    names: list[str], split: str | None = None, machine_column: str | None = None
+) -> tuple[list[Rows], list[tuple[str, str]]]:
     """
     Args:
         names: audio files and folders of them, at any depth; and what else `open_rows` opens: globs, manifests,
             shards, URLs, data sets.
         split: of folders and data sets. By default a folder of audio files is taken as it is, all of it, and of a data
             set the split "train".
+        machine_column: of manifests and data sets, which machine is heard; it becomes a row's "machine".
 
     Returns:
         recordings, in the order of the names; and (name, reason) of what can't be opened.
@@ -33,7 +36,7 @@ def open_audio(names: list[str], split: str | None = None) -> tuple[list[Rows], 
         if not found:
             gather()
             try:
-                sources.append(open_rows(name, split or "train"))
+                sources.append(open_rows(name, split or "train", machine_column=machine_column))
             except UserError as error:
                 failed.append((name, str(error).removeprefix("dataset_name: ")))
     gather()

@@ -19,6 +19,8 @@ verdict = detector.score("recording.wav"{machine})
 print(verdict.percentile, verdict.worst_segment)
 """
 SHOWN = ("auc", "pauc", "auc_harmonic_mean", "pauc_harmonic_mean", "recall", "false_alarm_rate")
+# Of the log-mel bands in a picture, which reach up to half of log_mel.RATE.
+TOP_KHZ, TICKS_KHZ = 8, (0.5, 1, 2, 4, 8)
 LINES = ("-", "--", ":", "-.")
 # Curves beyond these can't be told apart: of more, the worst are named and the rest is drawn faint.
 MAX_CURVES = 8
@@ -267,12 +269,19 @@ def most_anomalous(output_dir: str, split: str, examples: list[dict]) -> Path:
         return save(figure, output_dir, f"most_anomalous_{split}")
 
 
+def mel(kilohertz: float) -> float:
+    """As torchaudio's (HTK's formula)."""
+    return 2595 * np.log10(1 + kilohertz / 0.7)
+
+
 def draw_example(above, below, example: dict, limits: tuple[float, float], first: bool) -> None:
     edges, scores = np.array(example["edges"]), np.array(example["scores"])
     above.set_axis_on()
     below.set_axis_on()
     low, high = np.percentile(example["spectrogram"], (2, 99.5))
     extent = (edges[0], edges[-1], 0, len(example["spectrogram"]))
+    bands = len(example["spectrogram"])
+    above.set_yticks([bands * mel(kilohertz) / mel(TOP_KHZ) for kilohertz in TICKS_KHZ], map(str, TICKS_KHZ))
     above.imshow(
         example["spectrogram"], origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=extent
     )
@@ -291,5 +300,5 @@ def draw_example(above, below, example: dict, limits: tuple[float, float], first
     below.set_ylim(*limits)
     below.set_xlabel("seconds")
     if first:
-        above.set_ylabel("band")
+        above.set_ylabel("kHz")
         below.set_ylabel("score")

@@ -9,6 +9,33 @@ import yaml
 FOLDERS = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"`,;:()|]+/)+(?=[^\s/])")
 
 
+# What a figure shows, by the beginning of its name.
+CAPTIONS = {
+    "pretraining": "The run. Dotted lines are chance, shaded bands those of healthy runs; a wide grey line is the recipe's "
+    "own run, a dashed black one says where the watch spoke.",
+    "heard": "What goes into the model: spectrograms of some windows, with what is hidden from it in training.",
+    "code_usage": "How evenly the codebook is used.",
+    "probe": "Accuracy of a frozen linear probe on a few labeled clips, while the model was pretrained.",
+    "embeddings": "The probe's clips in the trained model's embedding, by t-SNE: near is alike, far says little.",
+    "steps_ahead": "How well the future is told from other audio, by the number of steps ahead.",
+    "reconstruction": "What was hidden from the model, and what it made of it.",
+    "finetuning": "The fine-tuning.",
+    "confusion_": "True classes in rows, predicted ones in columns; shaded by the row's share.",
+    "by_class_": "Each class by itself.",
+    "errors_": "Where the errors are: a dot for each utterance, by its length.",
+    "timeline_": "The worst, the middle and the best recording: what sounded when, and what was predicted.",
+    "scores_": "Scores of normal and of anomalous clips.",
+    "roc_": "Hits over false alarms.",
+    "sweep_": "Each layer and each distance by itself.",
+    "most_anomalous_": "The most anomalous clips, and where in them.",
+}
+
+
+def caption(name: str) -> str:
+    found = next((text for start, text in CAPTIONS.items() if name.startswith(start)), "")
+    return f"*{found}*" if found else ""
+
+
 def write_card(
     output_dir: str,
     *,
@@ -47,7 +74,8 @@ def write_card(
         lines += ["", f"## {title}", "", *content]
     if figures:
         lines += ["", "## Figures", ""]
-        lines += [f"![{path.stem}]({path.relative_to(output_dir).as_posix()})" for path in figures]
+        for path in figures:
+            lines += [f"![{path.stem}]({path.relative_to(output_dir).as_posix()})", "", caption(path.stem), ""]
     lines += ["", "## Use", "", "```python", usage.strip(), "```"]
     if limits:
         lines += ["", "## What it is not good for", "", *limits]

@@ -147,5 +147,5 @@ def show_in_client(client, picture: Path, examples: list[Example], update: int) 
     """trackio has taken over the names of wandb."""
     media = {"heard": client.Image(str(picture))}
     for name, (sound, rate) in sounds(examples).items():
-        media[name] = client.Audio(sound, sample_rate=rate)
+        media[name] = client.Audio((32_767 * sound).astype(np.int16), sample_rate=rate)
     client.log({**media, "train/global_step": update})

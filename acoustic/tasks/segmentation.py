@@ -35,6 +35,9 @@ from acoustic.tasks.base import (
     refuse_unusable,
 )
 from acoustic.tasks.events import (
+    COLLAR_SECONDS,
+    COLLAR_SHARE,
+    SEGMENT_SECONDS,
     Decoding,
     FrameGrid,
     Recording,
@@ -346,6 +349,17 @@ class Segmentation(Task):
             for recording in collected
         ]
         return sorted(listed, key=lambda item: (item["segment_f1"], item["name"]))
+
+    def sections(self, split: str, collected: list[dict]) -> dict[str, list[str]]:
+        return {
+            "What the numbers mean": [
+                f"- event_f1: a span counts where its label is right and it begins within {COLLAR_SECONDS:g} s of a "
+                f"true one's start and ends within {COLLAR_SECONDS:g} s, or {COLLAR_SHARE:.0%} of the true length "
+                "where that is longer, of its end",
+                f"- segment_f1: of each {SEGMENT_SECONDS:g} s and class, whether it sounds in there",
+                "- frame_map: mean average precision over frames, which needs no threshold",
+            ]
+        }
 
     def figures(self, output_dir: str, split: str, collected: list[Recording], figures) -> list:
         """Timelines of the worst, the middle and the best recording, F1 by class; beside them a label file of each."""

@@ -261,7 +261,8 @@ class Finetuning:
 
     def compare(self, start: Start, wanted: list, draws: Draws) -> None:
         """The learning rate is chosen on the first draw of a budget."""
-        for budget, draw in tqdm(wanted, f"{start.name}: fine-tuning", disable=self.args.disable_tqdm or None):
+        for place, (budget, draw) in enumerate(wanted, 1):
+            say(f"fine-tuning {place} of {len(wanted)} from {start.name}: budget {name_of(budget)}, draw {draw + 1}")
             first = self.results.find(**key_of(FINE_TUNED, start, budget, 0))
             rates = [first["learning_rate"]] if first else [factor * self.args.learning_rate for factor in FACTORS]
             runs = [(self.run(start, budget, draws.seed + draw, rate), rate) for rate in rates]

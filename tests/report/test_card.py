@@ -1,13 +1,15 @@
 """The model card: valid metadata, and no result that wasn't measured."""
 
 import ast
+import re
+from pathlib import Path
 
 import pytest
 import yaml
 
 from acoustic import report
 from acoustic.report import provenance
-from acoustic.report.card import write_card
+from acoustic.report.card import caption, write_card
 
 
 @pytest.fixture
@@ -138,3 +140,14 @@ def test_what_it_is_not_good_for(task):
     lines = provenance.limits(task, "plant (2.00 h)", ["fan", "pump"])
     assert len(lines) == 2 and "plant (2.00 h)" in lines[0]
     assert ("fan, pump" in lines[1]) == (task in ("classification", "several"))
+
+
+def test_every_figure_of_a_card_has_a_caption():
+    sources = [path.read_text() for path in Path(report.__file__).parent.glob("*.py")]
+    names = {
+        name for text in sources for name in re.findall(r'save\(figure, output_dir, f?"(\w+?)(?:{split})?"\)', text)
+    }
+    names |= {"embeddings", "by_class_"}
+    assert len(names) > 12
+    assert [name for name in sorted(names) if not caption(name)] == ["comparison", "data", "label_efficiency"]
+    assert caption("something else") == ""
