@@ -11,8 +11,8 @@ FOLDERS = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"`,;:()|]+/)+(?=[^\s/])")
 
 # What a figure shows, by the beginning of its name.
 CAPTIONS = {
-    "pretraining": "The run. Dotted lines are chance, shaded bands those of healthy runs; a wide grey line is the recipe's "
-    "own run, a dashed black one says where the watch spoke.",
+    "pretraining": "The run. Dotted lines are chance, shaded bands those of healthy runs; a wide grey line is the "
+    "recipe's own run, a dashed black one says where the watch spoke.",
     "heard": "What goes into the model: spectrograms of some windows, with what is hidden from it in training.",
     "code_usage": "How evenly the codebook is used.",
     "probe": "Accuracy of a frozen linear probe on a few labeled clips, while the model was pretrained.",
@@ -22,6 +22,7 @@ CAPTIONS = {
     "finetuning": "The fine-tuning.",
     "confusion_": "True classes in rows, predicted ones in columns; shaded by the row's share.",
     "by_class_": "Each class by itself.",
+    "f1_by_class_": "Each class by itself.",
     "errors_": "Where the errors are: a dot for each utterance, by its length.",
     "timeline_": "The worst, the middle and the best recording: what sounded when, and what was predicted.",
     "scores_": "Scores of normal and of anomalous clips.",
