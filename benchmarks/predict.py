@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -35,6 +36,9 @@ HEADS = {
 TASKS = (*HEADS, "anomaly")
 PIPELINES = {"classification": "audio-classification", "ctc": "automatic-speech-recognition"}
 CLIP_SECONDS, CHUNK_SECONDS = 10, 30
+REPEATS, MAX_SECONDS = 5, 40
+# Of the recording, for a model that is some fifty times slower.
+SHARE = {"demo": 1.0, "base": 0.2}
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -47,8 +51,8 @@ def main(argv: list[str] | None = None) -> dict:
     results = {"commit": commit(), "date": date.today().isoformat(), "threads": THREADS, "speed": {}, "memory": {}}
     models = {}
     with tempfile.TemporaryDirectory() as scratch:
-        audio = synthesize(Path(scratch, "hour.wav"), args.minutes)
         for size in args.sizes:
+            audio = synthesize(Path(scratch, f"{size}.wav"), args.minutes * SHARE[size])
             results["speed"][size] = {}
             for task in TASKS:
                 model = run_job("make", size, task, str(Path(scratch, f"{size}_{task}")))["model"]
@@ -135,10 +139,8 @@ def ours(model: str, task: str, audio: str) -> dict:
     from acoustic.predict.load import load_predictor
 
     predictor, source = load_predictor(model), {"path": audio}
-    started = time.perf_counter()
     header = read_header(source)
-    predictor.predict({"audio": source, "name": audio}, header)
-    return measured(header.seconds, time.perf_counter() - started)
+    return measured(header.seconds, lambda: predictor.predict({"audio": source, "name": audio}, header))
 
 
 def pipeline(model: str, task: str, audio: str) -> dict:
@@ -146,19 +148,25 @@ def pipeline(model: str, task: str, audio: str) -> dict:
     import transformers
 
     judge = transformers.pipeline(PIPELINES[task], model, device="cpu")
-    started = time.perf_counter()
-    waveform, rate = soundfile.read(audio, dtype="float32")
-    if task == "ctc":
-        judge(
-            {"raw": waveform, "sampling_rate": rate}, chunk_length_s=CHUNK_SECONDS, stride_length_s=CHUNK_SECONDS / 8
-        )
-    else:
-        for start in range(0, len(waveform), CLIP_SECONDS * rate):
-            judge({"raw": waveform[start : start + CLIP_SECONDS * rate], "sampling_rate": rate})
-    return measured(len(waveform) / rate, time.perf_counter() - started)
+    options = {"chunk_length_s": CHUNK_SECONDS, "stride_length_s": CHUNK_SECONDS / 8} if task == "ctc" else {}
+
+    def hear() -> None:
+        waveform, rate = soundfile.read(audio, dtype="float32")
+        step = len(waveform) if task == "ctc" else CLIP_SECONDS * rate
+        for start in range(0, len(waveform), step):
+            judge({"raw": waveform[start : start + step], "sampling_rate": rate}, **options)
+
+    return measured(soundfile.info(audio).duration, hear)
 
 
-def measured(audio_seconds: float, seconds: float) -> dict:
+def measured(audio_seconds: float, hear: Callable[[], object]) -> dict:
+    """The best of a few times, as a machine has other things to do as well; once where that takes long."""
+    times: list[float] = []
+    while len(times) < REPEATS and sum(times) < MAX_SECONDS:
+        started = time.perf_counter()
+        hear()
+        times.append(time.perf_counter() - started)
+    seconds = min(times)
     return {
         "audio_seconds_per_second": round(audio_seconds / seconds, 1),
         "hours_per_minute": round(audio_seconds / seconds / 60, 3),

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_curve
 from acoustic.console import say
 from acoustic.report.card import write_card
 from acoustic.report.figures import ACCENT, FAINT, INK, STYLE, level, save
+from acoustic.report.provenance import how_it_was_made, limits, shown_name
 from acoustic.report.record import write_data_report, write_json, write_run
 
 USE = """
@@ -53,12 +54,14 @@ def report_anomaly(run, args, wall_seconds: float) -> dict:
     machine = f', machine="{run.detector.machines[0]}"' if run.detector.machines else ""
     write_card(
         output_dir,
-        kind=f"Anomaly detection, fitted on normal clips of {args.given['dataset_name']}",
+        kind=f"Anomaly detection, fitted on normal clips of {shown_name(args.given['dataset_name'])}",
         metadata={"library_name": "transformers", "tags": ["audio", "anomaly-detection"]},
         facts=[*run.notes, *explain(run), f"{heard / 3600:.2f} h of audio heard in {wall_seconds / 60:.1f} min"],
         results=shown | by_part(run.splits),
         figures=drawn,
         usage=USE.format(machine=machine),
+        limits=limits("anomaly", f"{shown_name(args.given['dataset_name'])} ({run.seconds / 3600:.2f} h)"),
+        made=how_it_was_made(args, wall_seconds),
     )
     write_json(Path(output_dir, "all_results.json"), results)
     say(

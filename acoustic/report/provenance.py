@@ -83,6 +83,11 @@ def limits(task: str, heard: str, classes: list[str] | None = None) -> list[str]
     ]
     if task == "pretraining":
         return [*lines, "- It answers no question by itself: it is made to be fine-tuned, or to give embeddings."]
+    if task == "anomaly":
+        return [
+            *lines,
+            "- It only knows what is normal: whatever is new, another load or room too, sounds wrong to it.",
+        ]
     if task == "ctc":
         return [*lines, "- It can write only the characters of its vocabulary, which come from its training texts."]
     known = f": {', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}" if classes else ""

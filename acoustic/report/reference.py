@@ -1,14 +1,13 @@
 """The curve of a recipe as it ran before, to hold one's own run against.
 
-    python -m acoustic.report.reference OUTPUT_DIR recipes/demo/pretrain.yaml
+    python -m acoustic.report OUTPUT_DIR recipes/demo/pretrain.yaml
 
 keeps what a finished run logged beside its recipe; every later run of that recipe has it, faint, in its figure.
 """
 
-import sys
 from pathlib import Path
 
-from acoustic.console import UserError, one_line_errors, say
+from acoustic.console import UserError
 from acoustic.report.record import read_json, write_json
 
 # What the curves show. More than so many points can't be told apart.
@@ -54,10 +53,3 @@ def keep(output_dir: str, recipe: str) -> Path:
 
 def with_held_out(keys: tuple[str, ...]) -> list[str]:
     return [*keys, *(f"eval_{key}" for key in keys)]
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        if len(sys.argv) != 3:
-            raise UserError("usage: python -m acoustic.report.reference OUTPUT_DIR RECIPE.yaml")
-        say(f"kept: {keep(*sys.argv[1:])}")
