@@ -74,6 +74,7 @@ def report_pretraining(trainer, model_args, data_args, survey, notes, results, w
         usage=PRETRAINED_USE.format(rate=trainer.train_dataset.rate, needs=needs(model), name=loads_as(trainer)),
         limits=limits("pretraining", heard(trainer, data_args)),
         made=how_it_was_made(trainer.args, wall_seconds),
+        base=base,
         health=verdict_lines(trainer) or [f"the watch ({len(trainer.health.checks)} checks) had nothing to say"],
     )
     write_results(output_dir, results)
@@ -149,6 +150,7 @@ def report_finetuning(
         sections=sections,
         limits=limits(kind_of_limits(task, name), heard(trainer, data_args), getattr(task, "classes", None)),
         made=how_it_was_made(trainer.args, wall_seconds),
+        base=base,
     )
     write_results(output_dir, results)
     say_where(output_dir, results, tuple(f"{split}_{metric}" for split in tested for metric in task.shown_metrics))

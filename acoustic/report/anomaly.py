@@ -62,6 +62,7 @@ def report_anomaly(run, args, wall_seconds: float) -> dict:
         usage=USE.format(machine=machine),
         limits=limits("anomaly", f"{shown_name(args.given['dataset_name'])} ({run.seconds / 3600:.2f} h)"),
         made=how_it_was_made(args, wall_seconds),
+        base=args.given.get("model_name_or_path"),
     )
     write_json(Path(output_dir, "all_results.json"), results)
     say(

@@ -50,6 +50,7 @@ def write_card(
     sections: dict[str, list[str]] | None = None,
     limits: list[str] = (),
     made: list[str] = (),
+    base: str | None = None,
 ):
     """A Hub model card.
 
@@ -63,7 +64,10 @@ def write_card(
         health: one line each: what the watch over the training had to say; without any there is no such section.
         sections: title -> lines of Markdown, of the task's own.
         limits, made: lines of Markdown: what it is not good for, and how it was made.
+        base: the checkpoint that it comes from; of a folder only the name is shown.
     """
+    if base and Path(base).exists():
+        facts = [fact.replace(base, Path(base).name) for fact in facts]
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False).strip(), "---", "", f"# {kind}", ""]
     lines += [f"- {fact}" for fact in facts]
     if results:

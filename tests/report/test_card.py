@@ -151,3 +151,11 @@ def test_every_figure_of_a_card_has_a_caption():
     assert len(names) > 12
     assert [name for name in sorted(names) if not caption(name)] == ["comparison", "data", "label_efficiency"]
     assert caption("something else") == ""
+
+
+def test_of_the_checkpoint_before_only_the_name_is_shown(card, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jane" / "encoder").mkdir(parents=True)
+    for base in ("jane/encoder", str(tmp_path / "jane" / "encoder")):
+        assert "- encoder from encoder\n" in card(facts=[f"encoder from {base}"], base=base)
+    assert "- encoder from user/model\n" in card(facts=["encoder from user/model"], base="user/model")
