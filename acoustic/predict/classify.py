@@ -26,8 +26,12 @@ class Classifier(Head):
     def answer(self, header: Header, heard: Iterator) -> dict:
         config = self.model.config
         several = config.problem_type == "multi_label_classification"
-        parts = [logits.sigmoid() if several else logits.softmax(-1) for _, logits in heard]
-        scores = torch.stack(parts).mean(0).numpy()
+        # A sum, not a list: small tensors that stay between large ones that go would keep the memory of these.
+        total, count = torch.zeros(len(self.classes), dtype=torch.float64), 0
+        for _, logits in heard:
+            total += logits.sigmoid() if several else logits.softmax(-1)
+            count += 1
+        scores = (total / count).numpy()
         named = {name: round(float(score), 6) for name, score in zip(self.classes, scores)}
         if not several:
             return {"prediction": self.classes[scores.argmax()], "scores": named}

@@ -324,8 +324,9 @@ class AcousticTrainer(SavingTrainer):
                 continue
             # The same masks at every evaluation, so that two of them compare.
             self.step.add_targets(batch, (self.args.seed, 0, self.args.process_index, index))
-            if index == 0:
-                self.example = batch["input_values"][:EXAMPLES].clone()
+            some = batch["input_values"][:EXAMPLES]
+            if index == 0 or some.numel() > self.example.numel():
+                self.example = some.clone()
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.accelerator.autocast():
                 outputs = self.step.forward(model, inputs)
