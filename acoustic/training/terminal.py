@@ -28,9 +28,13 @@ SPLITS = {"eval": "held out"}
 
 
 class Terminal(TrainerCallback):
-    """Instead of transformers' callbacks, which print dictionaries."""
+    """Instead of transformers' callbacks, which print dictionaries.
 
-    def __init__(self):
+    watch: over the run's health, if there is one.
+    """
+
+    def __init__(self, watch=None):
+        self.watch = watch
         self.bar: tqdm | None = None
         self.began, self.first, self.last_line = time.monotonic(), 0, float("-inf")
 
@@ -73,7 +77,13 @@ class Terminal(TrainerCallback):
         done = state.global_step - self.first
         left = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step) if done else 0.0
         start = f"update {state.global_step:,} of {state.max_steps:,}"
-        return " | ".join([start, *values(logs), *([f"{duration(left)} left"] if left else [])])
+        return " | ".join([start, *values(logs), *([f"{duration(left)} left"] if left else []), *self.health()])
+
+    def health(self) -> list[str]:
+        """What the watch says is wrong now, in a word or two each."""
+        if self.watch is None:
+            return []
+        return [", ".join(name.replace("_", " ") for name in self.watch.active) or "healthy"]
 
 
 def of_split(logs: dict, update: int) -> str | None:

@@ -66,7 +66,7 @@ class AcousticTrainer(SavingTrainer):
         self.add_callback(self.guard)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.add_callback(Terminal())
+        self.add_callback(Terminal(self.health))
         self.in_backward, self.done_in_update = False, 0
         self.sums: dict[str, torch.Tensor] = defaultdict(float)
         self.tallies: dict[str, Tally] = defaultdict(Tally)

@@ -23,9 +23,9 @@ def see(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
 
-    def see(is_terminal: bool, *logged, line_seconds: float = 60.0) -> list[str]:
+    def see(is_terminal: bool, *logged, line_seconds: float = 60.0, watch=None) -> list[str]:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
-        callback, state = Terminal(), SimpleNamespace(global_step=0, max_steps=100, is_world_process_zero=True)
+        callback, state = Terminal(watch), SimpleNamespace(global_step=0, max_steps=100, is_world_process_zero=True)
         args = SimpleNamespace(disable_tqdm=True, line_seconds=line_seconds)
         callback.on_train_begin(args, state, None)
         clock[0] += 90.0
@@ -42,6 +42,12 @@ def test_a_line_of_training(see):
     assert see(True, (20, {**LOGS, "hours_seen": 0.5})) == [
         "update 20 of 100 | loss 2.414 | accuracy 43% | perplexity 183 | 1,820 audio s/s | 0.50 h heard | 7 min left"
     ]
+
+
+def test_how_the_run_is(see):
+    for active, shown in (({}, "healthy"), ({"at_chance": None, "data_bound": None}, "at chance, data bound")):
+        (line,) = see(True, (20, {"loss": 1.0}), watch=SimpleNamespace(active=active))
+        assert line == f"update 20 of 100 | loss 1.000 | 7 min left | {shown}"
 
 
 def test_an_evaluation(see):
