@@ -1,5 +1,6 @@
 """What a run leaves behind besides its weights: numbers, figures and a model card, all from what was measured."""
 
+from collections import Counter
 from pathlib import Path
 
 from acoustic.console import say
@@ -38,6 +39,7 @@ RESULTS = {
     "codes": ("eval_loss", "eval_unigram_loss", "eval_accuracy"),
 }
 PIPELINES = {"classification": "audio-classification", "ctc": "automatic-speech-recognition"}
+MAX_REASONS = 8  # why recordings were skipped
 # transformers has no pipeline for what sounds when.
 FRAMES_USE = """
 {needs}import soundfile  # a recording of {rate} Hz
@@ -234,9 +236,11 @@ def last_training(history: list[dict]) -> dict[str, float]:
 
 def training_facts(trainer, survey, tallies: dict, wall_seconds: float) -> list[str]:
     facts = [f"data: {survey}" if survey else f"data: a stream, {trainer.train_dataset.description}"]
-    skipped = sum(len(tally.names) for tally in tallies.values())
-    if skipped:
-        facts.append(f"skipped: {skipped} recordings (data_report.json says which and why)")
+    reasons = sum((tally.reasons for tally in tallies.values()), Counter())
+    if reasons:
+        why = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(MAX_REASONS))
+        more = ", ..." if len(reasons) > MAX_REASONS else ""
+        facts.append(f"skipped: {reasons.total()} recordings: {why}{more}")
     facts.append(
         f"training: {trainer.state.global_step} updates, {trainer.hours_seen:.2f} h of audio seen, "
         f"{wall_seconds / 60:.1f} min on {trainer.args.world_size} process(es)"

@@ -353,3 +353,5 @@ def test_one_of_each_fault_beside_good_audio(tmp_path, audio_folder, audio_file,
     assert report["hours_seen"] > 200 / 3600  # more than an epoch: all of the good audio was met
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert f"skipped: {len(reasons)} recordings" in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"- skipped: {len(reasons)} recordings: " in card and "1 x " in card
