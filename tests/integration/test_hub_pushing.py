@@ -134,8 +134,8 @@ def test_what_can_not_be_pushed_to_is_said_before_training(hub, run):
     assert "has no last-checkpoint/ on the Hub" in empty
 
 
-@pytest.mark.parametrize("name", ["last-checkpoint/../../outside.json", "last-checkpoint/a/../../../outside.json"])
-def test_names_on_the_hub_can_not_lead_out_of_the_folder(hub, run, tmp_path, name):
+def test_names_on_the_hub_can_not_lead_out_of_the_folder(hub, run, tmp_path):
+    name = "last-checkpoint/a/../../../outside.json"
     hub.add("model", "user/model", {"last-checkpoint/complete.json": b"{}", name: b"{}"})
     fetch = f"from acoustic.training.pushing import fetch; fetch('user/model', {str(tmp_path / 'a' / 'b' / 'out')!r})"
     done = run(sys.executable, "-c", fetch)

@@ -113,7 +113,7 @@ def test_a_list_a_text_or_several_columns(table, name, columns, label_column):
 
 def test_class_numbers_of_a_data_set_become_names():
     features = Features({"audio": Value("string"), "on": Sequence(ClassLabel(names=["fan", "pump"]))})
-    row = DatasetRow("audio", {"label": "on"}, features, "a set", None)
+    row = DatasetRow("audio", {"label": "on"}, features, "a set", None, is_ours=True)
     assert row({"audio": "x.wav", "on": [1, 0]}, 0)["label"] == ["pump", "fan"]
 
 
