@@ -1,5 +1,6 @@
 """Shared fixtures: toy audio in every format, a toy wav2vec 2.0 and its checkpoints. Offline, on the CPU."""
 
+import gc
 import os
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
@@ -13,6 +14,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
+from blank_figures import render  # noqa: E402
 from transformers import (  # noqa: E402
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
@@ -21,6 +23,18 @@ from transformers import (  # noqa: E402
 )
 
 RATE = 16_000
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    render(figures=item.get_closest_marker("figures") is not None)
+
+
+def pytest_collection_finish():
+    """What is imported stays: the garbage collector need not look through it in every test."""
+    gc.collect()
+    gc.freeze()
+
 
 # libsndfile's (format, subtype) of each suffix.
 FORMATS = {

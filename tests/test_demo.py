@@ -11,6 +11,8 @@ import pytest
 import soundfile
 import torch
 
+pytestmark = pytest.mark.figures
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -16,6 +16,8 @@ from acoustic.report import embedding_map
 from acoustic.report.embedding_map import alike, draw_map, on_a_plane, scaled
 from acoustic.tasks.embeddings import embed, load_encoder
 
+pytestmark = pytest.mark.figures
+
 RATE = 16_000
 PITCHES = {"high": 3000, "low": 300}
 

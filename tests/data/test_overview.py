@@ -22,6 +22,8 @@ from acoustic.data.sound import FLOOR_DB, WindowSample, measure
 from acoustic.data.sources import open_rows
 from acoustic.data.windows import Window, cover
 
+pytestmark = pytest.mark.figures
+
 SETTINGS = {"min_duration_in_seconds": 1.0, "max_duration_in_seconds": 5.0, "batch_seconds": 10.0}
 RATE = 16_000
 

@@ -17,9 +17,11 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import two_processes
+from blank_figures import render
 from two_processes import RANK, Given, train_on
 
 import run_pretrain
@@ -107,4 +109,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    render(figures=False)
     main(Path(sys.argv[1]))

@@ -11,6 +11,8 @@ import soundfile
 import run_finetune
 import run_pretrain
 
+pytestmark = pytest.mark.figures
+
 PLAIN_TRANSFORMERS = """
 import sys
 import soundfile

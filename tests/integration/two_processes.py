@@ -3,7 +3,9 @@
 torchrun --nproc_per_node 2 tests/integration/two_processes.py FOLDER
 """
 
+import contextlib
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -16,13 +18,16 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from blank_figures import render
 
 import run_finetune
 import run_pretrain
 from acoustic import report
 from acoustic.config import PretrainingArguments
-from acoustic.console import RunError
+from acoustic.console import RunError, one_line_errors
 from acoustic.data.batches import BatchStream
 from acoustic.models.wav2vec2 import Wav2Vec2ForPreTraining
 from acoustic.training.health import HealthWatch, Verdict
@@ -101,6 +106,16 @@ def stopped_by_itself(argv: list[str]) -> dict:
             return {"error": str(error), "at": time.time()}
 
 
+def mistaken(argv: list[str]) -> dict:
+    """What this process says of a user's mistake, and its exit code."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            with one_line_errors():
+                run_pretrain.main(argv)
+        except SystemExit as end:
+            return {"said": said.getvalue(), "code": end.code}
+
+
 class Given(IterableDataset):
     """Batches with their targets, over and over."""
 
@@ -156,10 +171,12 @@ def main(folder: Path) -> None:
         "stopped": lambda: stopped_by_itself(argv["stopped"]),
         "compiled": lambda: spied(run_pretrain, argv["compiled"]),
         "finetune": lambda: spied(run_finetune, argv["finetune"]),
+        "mistaken": lambda: mistaken(argv["mistaken"]),
     }
     for name, run in runs.items():
         torch.save(run(), folder / f"{name}_{RANK}.pt")
 
 
 if __name__ == "__main__":
+    render(figures=False)
     main(Path(sys.argv[1]))

@@ -8,6 +8,8 @@ import pytest
 
 from acoustic.report import anomaly
 
+pytestmark = pytest.mark.figures
+
 
 def check(path, shape_at_least=(300, 300)) -> np.ndarray:
     """A PNG of some size that shows more than white."""

@@ -9,6 +9,8 @@ import pytest
 from acoustic.report import data_page
 from acoustic.report.data_page import draw_page, largest, shorten
 
+pytestmark = pytest.mark.figures
+
 SOUND = {"level": -20.0, "clipped": 0.0, "silent": 0.1, "bandwidth": 3000.0, "rate": 16_000}
 SPECTRUM = {"hz": [0.0, 4000.0, 8000.0], "db": [0.0, -20.0, -60.0]}
 

@@ -8,6 +8,8 @@ import pytest
 
 from acoustic.report import figures
 
+pytestmark = pytest.mark.figures
+
 HISTORY = [
     entry
     for step in range(1, 40)

@@ -12,6 +12,8 @@ from acoustic.models.mockingjay import MockingjayConfig
 from acoustic.models.registry import OBJECTIVES
 from acoustic.report.heard import Example, ShowHeard, draw_heard, examples_of, sounds
 
+pytestmark = pytest.mark.figures
+
 RATE = 16_000
 
 

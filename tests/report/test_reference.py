@@ -6,6 +6,8 @@ from acoustic.console import UserError
 from acoustic.report.record import read_json, write_json
 from acoustic.report.reference import MAX_POINTS, keep, load_reference
 
+pytestmark = pytest.mark.figures
+
 HISTORY = [{"step": step, "loss": 1.23456789, "learning_rate": 1.0, "epoch": 0.1} for step in range(1, 1001)]
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from acoustic.report import timeline
 
+pytestmark = pytest.mark.figures
+
 
 @pytest.fixture
 def drawn(monkeypatch):
