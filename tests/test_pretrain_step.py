@@ -190,6 +190,7 @@ def test_a_side_that_fails_is_said_and_the_other_measured(in_process, monkeypatc
     assert entry["stock"]["failed"] == "no memory" and entry["ours"]["seconds_per_step"] > 0 and not entry["ratios"]
 
 
+@pytest.mark.figures
 def test_curves_of_equal_weights_begin_alike(in_process, few_clips, monkeypatch, tmp_path):
     folder = tmp_path / "clips"
     pretrain_step.write_clips(folder, few_clips, seed=0)

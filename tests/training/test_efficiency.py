@@ -224,6 +224,7 @@ def test_log_mel_hears_a_tone_in_its_band():
     torch.testing.assert_close(louder, low, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.figures
 def test_frozen_comparison(compare, tmp_path):
     """Every start, budget and draw once; clips of a budget alike for all starts; the figure; then nothing is left."""
     found = compare(adaptation=["frozen"], num_draws=2)
@@ -316,6 +317,7 @@ def speech(tmp_path):
     return tmp_path / "speech"
 
 
+@pytest.mark.figures
 def test_minutes_of_transcripts(compare, speech, tmp_path, monkeypatch):
     """Word and character error rates, of the log-mel bands and of what a random toy encoder makes of tones."""
     monkeypatch.setattr(ctc_probe, "UPDATES", 240)

@@ -376,6 +376,7 @@ def test_a_family_is_a_table_of_checks():
 # ---- what the figure makes of it
 
 
+@pytest.mark.figures
 def test_the_curves_show_where_the_watch_spoke(tmp_path):
     drawn, curves = {}, figures.Curves(collapsed(), FACTS)
     for name, verdicts in (("none", []), ("one", [(3050, "codebook_collapse")]), ("many", [(3050, "at_chance")] * 30)):

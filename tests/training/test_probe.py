@@ -120,6 +120,7 @@ def probes(output: Path) -> list:
     return [(entry["step"], entry["probe_accuracy"]) for entry in history if "probe_accuracy" in entry]
 
 
+@pytest.mark.figures
 def test_a_run_with_a_probe(pretrain_args, audio_folder, tmp_path):
     """The same losses as without, to the last bit; resumed, it goes on; told in results, card and figure."""
     labeled = audio_folder(NAMES, seconds=0.6, root=tmp_path / "labeled")
