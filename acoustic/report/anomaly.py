@@ -210,7 +210,9 @@ def roc_curves(output_dir: str, split: str, panels: dict[str, dict]) -> Path:
             axis.set_xlabel("false alarms (share of normal clips)")
             axis.set_title(f"{split}, {title}")
             axis.set_aspect("equal")
-            axis.legend(title="area under the curve", title_fontsize=7, loc="lower right")
+            # Below: curves from 0 to 1 leave no corner free.
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
+            axis.legend(title="area under the curve", title_fontsize=7, **below)
         axes[0, 0].set_ylabel("hits (share of anomalous clips)")
         return save(figure, output_dir, f"roc_{split}")
 
