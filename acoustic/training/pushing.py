@@ -10,9 +10,17 @@ import shutil
 import threading
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+    set_client_factory,
+    snapshot_download,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import disable_progress_bars, logging
+from huggingface_hub.utils._http import default_client_factory
 
 from acoustic.console import UserError, say
 from acoustic.data.remote import patiently
@@ -31,6 +39,8 @@ MODEL = (
     "added_tokens.json",
 )
 REPORT = ("README.md", "figures/*.png", "all_results.json")
+# For the Hub to connect, to answer, to take the next bytes, in seconds: huggingface_hub would wait for ever.
+PATIENCE = (10.0, 100.0, 100.0, 100.0)
 # What a run that was told to stop still waits for; schedulers kill it half a minute after their signal.
 SECONDS_TO_STOP = 15
 
@@ -47,6 +57,7 @@ def open_repo(args) -> str:
     token = get_token()
     if token is None:
         raise UserError("push_to_hub: there is no token: `hf auth login`, or HF_TOKEN in the environment")
+    limit_waiting()
     api, name = HfApi(token=token), args.hub_model_id or Path(args.output_dir).resolve().name
     try:
         name = patiently(lambda: api.create_repo(name, private=args.hub_private_repo, exist_ok=True)).repo_id
@@ -64,6 +75,17 @@ def open_repo(args) -> str:
     except Exception as error:  # whatever the client's network raises
         raise UserError(unreachable(api.endpoint, error)) from None
     return name
+
+
+def limit_waiting() -> None:
+    """A server that takes a request and then says nothing must hold up neither a start nor the end of a run."""
+
+    def client():
+        client = default_client_factory()
+        client.timeout = PATIENCE
+        return client
+
+    set_client_factory(client)
 
 
 def unreachable(endpoint: str, error: Exception) -> str:
@@ -84,6 +106,7 @@ class Pusher:
     """
 
     def __init__(self, repo: str, output_dir: str, whole: bool = False):
+        limit_waiting()
         self.api, self.repo, self.whole = HfApi(token=get_token()), repo, whole
         self.folder = Path(output_dir, "_hub")
         self.waiting: tuple[str, Path] | None = None
@@ -167,6 +190,7 @@ class Pusher:
 
     def finish(self, output_dir: str) -> bool:
         """Model, card, figures and results, after all was written. Returns whether they are there."""
+        say(f"pushing the trained model to {self.repo}")
         self.wait()
         staged = self.folder / "final"
         shutil.rmtree(staged, ignore_errors=True)
@@ -204,6 +228,7 @@ def fetch(repo: str, output_dir: str) -> Path:
     Raises:
         UserError: there is none, it isn't whole, or it can't be read.
     """
+    limit_waiting()
     aside = Path(output_dir, f"{files.INCOMPLETE}from-hub")
     shutil.rmtree(aside, ignore_errors=True)
     try:

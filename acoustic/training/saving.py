@@ -91,6 +91,23 @@ class SavingTrainer(Trainer):
         self.state.best_global_step = self.state.global_step
         return True
 
+    def _init_training_state(self, *args, **kwargs):
+        """Called by the Trainer, which has the state of a run that goes on from its checkpoint."""
+        counts = super()._init_training_state(*args, **kwargs)
+        self.find_the_best()
+        return counts
+
+    def find_the_best(self) -> None:
+        """Of a run that goes on: by its number, as the folder may have moved; on another machine it isn't there."""
+        if self.state.best_global_step:
+            best = files.folder_of(self.args.output_dir, self.state.best_global_step)
+            if best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+            else:
+                say(f"note: the best so far, {best.name}, is not here; kept is the best of what comes now")
+                self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
+        self.best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
+
     def note_the_best(self, checkpoint: Path) -> None:
         """In the state that is saved, where the best model so far lies: in this checkpoint or in an earlier one."""
         if self.state.best_global_step:
@@ -126,7 +143,10 @@ class SavingTrainer(Trainer):
             for part in (*self.callback_handler.callbacks, self.control):
                 if isinstance(part, ExportableState):
                     self.state.stateful_callbacks[type(part).__name__] = part.state()
+            # A checkpoint may go to the Hub, and a path names this machine; `find_the_best` does without.
+            best, self.state.best_model_checkpoint = self.state.best_model_checkpoint, None
             self.state.save_to_json(str(Path(folder, "trainer_state.json")))
+            self.state.best_model_checkpoint = best
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:

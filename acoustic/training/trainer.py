@@ -135,6 +135,7 @@ class AcousticTrainer(SavingTrainer):
             return False
         say(f"all {state.global_step} updates are made: what is left is to evaluate and report")
         self.state = state
+        self.find_the_best()
         self._load_from_checkpoint(checkpoint)
         self.model.to(self.args.device)
         if self.args.load_best_model_at_end and state.best_model_checkpoint:

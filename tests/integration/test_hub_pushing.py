@@ -95,15 +95,16 @@ def test_a_hub_that_dies_costs_a_warning_and_another_machine_goes_on_from_it(
     for text in [said.encode(), *repo.at("main").files.values(), *(path.read_bytes() for path in written)]:
         assert b"hf_writer" not in text
     for name, body in repo.at("main").files.items():
-        if not name.startswith("last-checkpoint/"):
-            assert str(tmp_path).encode() not in body, name
+        assert str(tmp_path).encode() not in body, name
 
 
 ASK = """
 import os, sys
 from types import SimpleNamespace
 from acoustic.console import UserError
+from acoustic.training import pushing
 from acoustic.training.pushing import fetch, open_repo
+pushing.PATIENCE = (10, 1, 10, 10)
 for words in sys.argv[1:]:
     token, name = words.split(":")
     os.environ["HF_TOKEN"] = token
@@ -121,14 +122,16 @@ except UserError as error:
 def test_what_can_not_be_pushed_to_is_said_before_training(hub, run):
     hub.add("model", "user/empty", {"README.md": b"nothing"})
     hub.fail("user/broken/auth-check")
-    names = ["user/new", "a/b/c", "other/model", "mine", "user/broken"]
+    hub.fail("user/silent/auth-check", status=None, seconds=20)
+    names = ["user/new", "a/b/c", "other/model", "mine", "user/broken", "user/silent"]
     asked = [*(f"hf_writer:{name}" for name in names), "hf_reader:user/new", "hf_reader:user/more", "hf_old:x", ":x"]
     found = run(sys.executable, "-c", ASK, *asked, token=None)
-    new, wrong, foreign, own, broken, reader, nor_new, unknown, without, empty = found.stdout.splitlines()
+    new, wrong, foreign, own, broken, silent, reader, nor_new, unknown, without, empty = found.stdout.splitlines()
     assert (new, own) == ("user/new", "user/mine")
     assert wrong.startswith("hub_model_id: 'a/b/c' is no name of a repository: ")
     assert foreign.startswith("push_to_hub: the token may not write to 'other/model' (403: ")
     assert "can't be asked whether this token may write there (503: " in broken
+    assert "can't be asked" in silent and "timed out" in silent
     assert "may not write to 'user/new' (403: " in reader and "may not write to 'user/more' (403: " in nor_new
     assert "(401: " in unknown and without.startswith("push_to_hub: there is no token")
     assert "has no last-checkpoint/ on the Hub" in empty

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import signal
 
 import pytest
@@ -333,6 +334,30 @@ def test_the_best_is_one_that_could_be_saved(pretrain_args, tmp_path, monkeypatc
     state = read_json(tmp_path / "out" / "trainer_state.json")
     assert (state["best_metric"], state["best_global_step"]) == (0.8, 9)
     assert state["best_model_checkpoint"].endswith("checkpoint-9")
+
+
+@pytest.mark.parametrize("best_is_left_behind", [False, True])
+def test_a_run_goes_on_in_other_folders(pretrain_args, tmp_path, monkeypatch, capsys, best_is_left_behind):
+    """As on another machine: the audio and the checkpoints lie elsewhere, and the best one may not be there."""
+    scored(monkeypatch, {3: 0.9, 6: 0.5, 9: 0.4, 12: 0.7})
+    argv = pretrain_args(max_steps=12, eval_steps=3, save_steps=3, save_total_limit=9, **BEST)
+    run_pretrain.main(argv)
+    whole = read_json(tmp_path / "out" / "trainer_state.json")
+    elsewhere = tmp_path / "elsewhere"
+    for update in (6,) if best_is_left_behind else (3, 6):
+        shutil.copytree(tmp_path / "out" / f"checkpoint-{update}", elsewhere / "run" / f"checkpoint-{update}")
+    assert not [path for path in elsewhere.rglob("*.json") if str(tmp_path) in path.read_text()]
+    (tmp_path / "audio").rename(elsewhere / "audio")
+    moved = [word.replace(str(tmp_path / "out"), str(elsewhere / "run")) for word in argv]
+    moved = [word.replace(str(tmp_path / "audio"), str(elsewhere / "audio")) for word in moved]
+    run_pretrain.main([*moved, "--resume_from_checkpoint", "true"])
+    state = read_json(elsewhere / "run" / "trainer_state.json")
+    losses = [[entry["loss"] for entry in history["log_history"] if "loss" in entry] for history in (whole, state)]
+    assert losses[0] == losses[1]
+    expected = 12 if best_is_left_behind else 3
+    assert (state["best_metric"], state["best_global_step"]) == (0.7 if best_is_left_behind else 0.9, expected)
+    assert state["best_model_checkpoint"] == str(elsewhere / "run" / f"checkpoint-{expected}")
+    assert ("the best so far, checkpoint-3, is not here" in capsys.readouterr().out) == best_is_left_behind
 
 
 def test_checkpoints_by_the_clock(pretrain_args, tmp_path, monkeypatch):
