@@ -293,13 +293,17 @@ class CTC(Task):
         wrong = [item for item in self.readable(collected) if item["wer"] > 0]
         if not wrong:
             return {}
-        table = ["| WER | CER | audio | reference | hypothesis |", "|---|---|---|---|---|"]
+        lines, empty = [], sum(not item["prediction"] for item in wrong)
+        if empty:
+            lines += [f"{empty} of {len(collected)} answers are empty.", ""]
+        lines += ["| WER | CER | audio | reference | hypothesis |", "|---|---|---|---|---|"]
         for item in wrong[:WORST]:
-            cells = (item.get("path") or item["name"], item["reference"], item["prediction"])
+            cells = (item["name"], item["reference"], item["prediction"])
             shown = " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells)
-            table.append(f"| {item['wer']:.2f} | {item['cer']:.2f} | {shown} |")
-        more = [] if len(wrong) <= WORST else ["", f"{len(wrong)} have errors; predictions_{split}.json has them all."]
-        return {f"Worst utterances of {split}": [*table, *more]}
+            lines.append(f"| {item['wer']:.2f} | {item['cer']:.2f} | {shown} |")
+        if len(wrong) > WORST:
+            lines += ["", f"{len(wrong)} have errors; predictions_{split}.json has them all."]
+        return {f"Worst utterances of {split}": lines}
 
     def figures(self, output_dir: str, split: str, collected: list[dict], figures) -> list:
         """Where the errors are: word error rate by length of the reference. Beside it the times of the words said."""

@@ -302,8 +302,10 @@ def test_the_worst_utterances_in_the_model_card(task):
     ]
     ((title, lines),) = task.sections("test", given).items()
     assert title == "Worst utterances of test"
-    assert lines[2:] == ["| 1.00 | 2.50 | /data/b.wav | do | do stop |", "| 1.00 | 1.00 | /data/a.wav | do not |  |"]
+    assert lines[0] == "1 of 3 answers are empty."
+    assert lines[4:] == ["| 1.00 | 2.50 | b.wav | do | do stop |", "| 1.00 | 1.00 | a.wav | do not |  |"]
     assert task.sections("test", given[:1]) == {}
+    assert not any("empty" in line for line in task.sections("test", given[:2])["Worst utterances of test"])
     many = task.sections("test", given[1:2] * (WORST + 3))["Worst utterances of test"]
     assert len(many) == WORST + 4 and many[-1].startswith(f"{WORST + 3} have errors; predictions_test.json")
 
