@@ -1,7 +1,6 @@
 """Every option of the two scripts: dataclasses on top of `TrainingArguments`; command line over YAML over defaults."""
 
 import dataclasses
-import difflib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 from transformers.utils import is_torch_bf16_gpu_available
 
-from acoustic.console import UserError
+from acoustic.console import UserError, did_you_mean
 from acoustic.models import OBJECTIVES
 from acoustic.models.contrastive import NEGATIVES_FROM
 from acoustic.tasks import TASKS
@@ -623,9 +622,9 @@ RecipeLoader.add_implicit_resolver(
 
 def check_known(key: str, known: set[str], where: str) -> None:
     if key not in known:
-        longer = sorted((name for name in known if name.startswith(f"{key}_")), key=lambda name: (len(name), name))[:1]
-        near = longer or difflib.get_close_matches(key, sorted(known), n=1)
-        raise UserError(f"unknown option {key!r} ({where})" + (f"; did you mean {near[0]!r}?" if near else ""))
+        longer = sorted((name for name in known if name.startswith(f"{key}_")), key=lambda name: (len(name), name))
+        hint = f"; did you mean {longer[0]!r}?" if longer else did_you_mean(key, known)
+        raise UserError(f"unknown option {key!r} ({where}){hint}")
 
 
 def chosen_objective(argv: list[str]) -> str | None:

@@ -1,9 +1,11 @@
 """What the scripts say. The user's mistakes end a run with one line: what, where and what to do; never a traceback."""
 
 import contextlib
+import difflib
 import errno
 import os
 import sys
+from functools import lru_cache
 
 
 class UserError(ValueError):
@@ -87,6 +89,27 @@ def one_line_errors():
         sys.exit(128 + stop.number)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def did_you_mean(word: str, known) -> str:
+    """The end of a message, or nothing: what a mistyped word was probably meant to be."""
+    near = difflib.get_close_matches(word, sorted(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def did_you_mean_path(path: str) -> str:
+    """The same for a path of this machine: of what lies beside it."""
+    folder = os.path.dirname(path.rstrip("/"))
+    with contextlib.suppress(OSError):
+        return did_you_mean(path.rstrip("/"), [os.path.join(folder, entry) for entry in os.listdir(folder or ".")])
+    return ""
+
+
+@lru_cache
+def say_asking_the_hub(name: str) -> None:
+    """Before a name is asked of the Hub, which takes half a minute to fail where there is no network. Once."""
+    if not os.path.exists(name):
+        say(f"{name!r} is nothing on this machine: looking for it on the Hub")
 
 
 def tell(error: RunError | Interrupted) -> None:

@@ -9,7 +9,6 @@ once each value is taken by its difference from the file's mean, in deviations: 
 """
 
 import argparse
-import difflib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from transformers.hf_argparser import string_to_bool
 
-from acoustic.console import UserError, one_line_errors, say
+from acoustic.console import UserError, did_you_mean, one_line_errors, say
 from acoustic.data.headers import Header, Skip
 from acoustic.data.sources import open_rows
 from acoustic.data.windows import divide_evenly
@@ -136,9 +135,7 @@ def neighbours(file: str, clip: str, count: int) -> list[dict]:
         if own.any() and not np.allclose(values[own].mean(0), wanted, rtol=1e-2, atol=1e-3):
             own[:] = False  # another recording of that name
     else:
-        near = difflib.get_close_matches(clip, names, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{clip!r} is neither a name in {file} nor an audio file{hint}")
+        raise UserError(f"{clip!r} is neither a name in {file} nor an audio file{did_you_mean(clip, set(names))}")
     rest = np.flatnonzero(~own)
     if not len(rest):
         raise UserError(f"{file} holds no other recording than {clip!r}")

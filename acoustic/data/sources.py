@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import datasets
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from acoustic.console import UserError, say
+from acoustic.console import UserError, did_you_mean_path, say, say_asking_the_hub
 from acoustic.data.columns import DatasetRow, Options, check_columns, choose_path_column, only_present
 from acoustic.data.fields import names_of
 from acoustic.data.headers import AUDIO_SUFFIXES, is_audio_name
@@ -69,7 +69,7 @@ def open_rows(
     if path.is_file():
         return open_file(path, options)
     if looks_like_path(dataset_name):
-        raise UserError(f"dataset_name: there is no folder or file {dataset_name!r}")
+        raise UserError(f"dataset_name: there is no folder or file {dataset_name!r}{did_you_mean_path(dataset_name)}")
     return open_hub(dataset_name, split, options)
 
 
@@ -308,6 +308,7 @@ def open_saved(path: Path, split: str, options: Options) -> Rows:
 def open_hub(name: str, split: str, options: Options) -> Rows:
     """What `datasets` can load; but tar shards are read in place by our own reader, which resumes within one."""
     description, is_ours = f"{name} [{split}]", Path(name).exists()
+    say_asking_the_hub(name)
     builder = load(datasets.load_dataset_builder, name, name, options.config)
     if isinstance(builder, WebDataset):
         return open_shards(shards_of(builder, name, split), description, options)
@@ -333,6 +334,7 @@ def load(action, name: str, *args, **kwargs):
         first = " ".join(str(error).split())[:300]
         raise UserError(
             f"dataset_name: {name!r} is no local folder or file, and can't be loaded as a data set: {first}"
+            f"{did_you_mean_path(name)}"
         ) from None
 
 

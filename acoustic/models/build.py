@@ -1,14 +1,13 @@
 """How a model for pretraining is made: from scratch, or continued from a checkpoint."""
 
 import contextlib
-import difflib
 import json
 from pickle import UnpicklingError
 
 import torch
 import transformers
 
-from acoustic.console import UserError
+from acoustic.console import UserError, did_you_mean, did_you_mean_path, say_asking_the_hub
 from acoustic.models.fast_modules import use_fast_modules
 from acoustic.models.heads import EncoderConfig
 from acoustic.models.registry import OBJECTIVES
@@ -19,12 +18,14 @@ NO_CODE = {"trust_remote_code": False}
 
 def load_config(name_or_path: str, revision: str | None = None, overrides: dict | None = None):
     """A checkpoint's config with some values changed. Raises `UserError` for a name or value that it doesn't take."""
+    say_asking_the_hub(name_or_path)
     try:
         config = transformers.AutoConfig.from_pretrained(name_or_path, revision=revision, **NO_CODE)
     except (OSError, ValueError) as error:
         raise UserError(
             f"model_name_or_path: no model {name_or_path!r} (neither a local folder with a config.json nor a "
             f"model on the Hub that can be reached from here): {str(error).splitlines()[0][:200]}"
+            f"{did_you_mean_path(name_or_path)}"
         ) from None
     if not overrides:
         return config
@@ -53,11 +54,7 @@ def check_overrides(config_class, overrides: dict) -> None:
     known = {*config_class().to_dict(), "num_labels"}
     for key in overrides:
         if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1)
-            raise UserError(
-                f"config_overrides: {config_class.__name__} has no {key!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            raise UserError(f"config_overrides: {config_class.__name__} has no {key!r}{did_you_mean(key, known)}")
 
 
 @contextlib.contextmanager

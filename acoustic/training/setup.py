@@ -12,9 +12,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import transformers
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from acoustic.console import RunError, UserError, is_main_process, say
+from acoustic.console import RunError, UserError, did_you_mean, is_main_process, say
 from acoustic.data.batches import BatchStream
 from acoustic.data.headers import Skip, read_header
 from acoustic.data.rows import IndexedRows
@@ -60,9 +62,25 @@ def start(args) -> float:
         os.makedirs(args.output_dir, exist_ok=True)
     except OSError as error:
         raise UserError(f"output_dir: can't make {args.output_dir!r}: {error.strerror}") from None
+    check_trackers(args)
     if args.push_to_hub:
         args.hub_model_id = found_by_first(args.world_size, args.process_index, lambda: open_repo(args))
     return time.perf_counter()
+
+
+def check_trackers(args) -> None:
+    """Of `--report_to`, one or several with commas, before any audio is read; the Trainer asks for them last.
+
+    Raises:
+        UserError: there is no such one, or its package isn't installed.
+    """
+    args.report_to = [name.strip() for names in args.report_to for name in names.split(",")]
+    for name in args.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            hint = did_you_mean(name, INTEGRATION_TO_CALLBACK) or ": trackio, tensorboard, wandb, ..."
+            raise UserError(f"report_to: there is no {name!r}{hint}")
+        if name not in get_available_reporting_integrations():
+            raise UserError(f"report_to: {name!r} needs a package that is not installed: pip install {name}")
 
 
 def left_out(args) -> list[str]:

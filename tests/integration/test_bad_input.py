@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ import run_finetune
 import run_pretrain
 from acoustic.config import parse_finetuning
 from acoustic.console import UserError, one_line_errors
+from acoustic.training import setup
 from acoustic.training.resume import refuse_another_kind
 
 
@@ -67,6 +70,28 @@ def test_missing_folder(pretrain, finetune, tmp_path):
 
 def test_a_name_that_is_neither_here_nor_on_the_hub(pretrain):
     pretrain("nowhere", "dataset_name: 'nowhere' is no local folder or file")
+
+
+@pytest.mark.parametrize("name", ["recordngs", "{}/recordngs"])
+def test_a_name_that_is_nearly_there(pretrain, finetune, audio_folder, tmp_path, name):
+    name = name.format(tmp_path)
+    right = name.replace("recordngs", "recordings")
+    audio_folder(["a/1.wav", "b/2.wav", "a/3.wav"], root=right)
+    pretrain(name, f"; did you mean {right!r}?")
+    finetune(right, f"; did you mean {right!r}?", model=name)
+
+
+def test_a_tracker_that_is_not_there(monkeypatch):
+    """Said before any audio is read."""
+    monkeypatch.setattr(setup, "get_available_reporting_integrations", lambda: ["trackio"])
+    for given, said in (("tensorbord", "no 'tensorbord'; did you mean 'tensorboard'?"), ("x", "trackio, tensorboard")):
+        with pytest.raises(UserError, match=re.escape(said)):
+            setup.check_trackers(SimpleNamespace(report_to=[given]))
+    with pytest.raises(UserError, match="'wandb' needs a package that is not installed: pip install wandb"):
+        setup.check_trackers(SimpleNamespace(report_to=["trackio, wandb"]))
+    given = SimpleNamespace(report_to=["trackio"])
+    setup.check_trackers(given)
+    assert given.report_to == ["trackio"]
 
 
 def test_empty_folder(pretrain, finetune, tmp_path):
