@@ -94,7 +94,8 @@ class StreamLoader:
             "batch_seconds": self.stream.batch_seconds,
             "seed": self.stream.seed,
             "window_lengths": list(getattr(self.stream.plan, "lengths", [])),
-            "data": [f"{last_part(rows)}: {rows.fingerprint()}, weight {w:g}" for rows, w in self.stream.sources],
+            # Not where it lies: on another machine that is elsewhere. Other audio is warned of, see batches.py.
+            "data": [f"{rows.fingerprint()}, weight {w:g}" for rows, w in self.stream.sources],
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -110,12 +111,6 @@ class StreamLoader:
                     f"now it is {shown(value)}; run as before, or with --ignore_data_skip true to begin the audio anew"
                 )
         self.turn, self.states = state["turn"], list(state["workers"])
-
-
-def last_part(rows) -> str:
-    """Of a path: the same audio may lie elsewhere on another machine, and a checkpoint that others get names none."""
-    path, query, _ = rows.description.partition("?")
-    return (path if query and "://" in path else rows.description).rstrip("/").rsplit("/", 1)[-1]
 
 
 def take(batches: Iterator[dict]) -> dict | None:

@@ -114,7 +114,13 @@ class Pusher:
         self.thread: threading.Thread | None = None
         self.lock = threading.Lock()
         shutil.rmtree(self.folder, ignore_errors=True)
-        # Bars and tries from another thread would tear the run's own lines; what fails is said in one line.
+        self.be_quiet()
+
+    def be_quiet(self) -> None:
+        """Bars and tries from another thread would tear the run's own lines; what fails is said in one line.
+
+        The Trainer turns the bars on again at the end of the updates, when a push may be on its way.
+        """
         disable_progress_bars()
         logging.set_verbosity_error()
 

@@ -124,8 +124,10 @@ class AcousticTrainer(SavingTrainer):
                 return
         with self.guard.signals:
             super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-            if self.pusher is not None and self.guard.stopped_by is not None:
-                self.pusher.stop()
+            if self.pusher is not None:
+                self.pusher.be_quiet()
+                if self.guard.stopped_by is not None:
+                    self.pusher.stop()
             self.guard.raise_if_interrupted(self.state.global_step, self.args.max_steps, self.saved)
 
     def load_finished(self, checkpoint: str) -> bool:

@@ -347,9 +347,9 @@ def test_a_run_goes_on_in_other_folders(pretrain_args, tmp_path, monkeypatch, ca
     for update in (6,) if best_is_left_behind else (3, 6):
         shutil.copytree(tmp_path / "out" / f"checkpoint-{update}", elsewhere / "run" / f"checkpoint-{update}")
     assert not [path for path in elsewhere.rglob("*.json") if str(tmp_path) in path.read_text()]
-    (tmp_path / "audio").rename(elsewhere / "audio")
+    (tmp_path / "audio").rename(elsewhere / "recordings")
     moved = [word.replace(str(tmp_path / "out"), str(elsewhere / "run")) for word in argv]
-    moved = [word.replace(str(tmp_path / "audio"), str(elsewhere / "audio")) for word in moved]
+    moved = [word.replace(str(tmp_path / "audio"), str(elsewhere / "recordings")) for word in moved]
     run_pretrain.main([*moved, "--resume_from_checkpoint", "true"])
     state = read_json(elsewhere / "run" / "trainer_state.json")
     losses = [[entry["loss"] for entry in history["log_history"] if "loss" in entry] for history in (whole, state)]
