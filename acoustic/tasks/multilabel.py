@@ -19,6 +19,8 @@ SEPARATOR = "|"
 # How much more a class counts where it is there than where it isn't: at most so much, or one over it.
 MAX_POSITIVE_WEIGHT = 10.0
 DEFAULT_THRESHOLD = 0.5
+# Of a class in the held-out part, for a threshold of its own to mean something.
+FEW_CLIPS = 5
 
 
 def has_several(rows: Rows) -> bool:
@@ -209,15 +211,19 @@ class MultiLabel(Classification):
 
     def settle(self, evaluate: Callable[[], dict] | None) -> list[str]:
         """After training: thresholds from the held-out part, into the model's config."""
-        note = "thresholds: 0.5 for all classes, as there is no held-out part to choose them by (eval_split_name)"
+        notes = ["thresholds: 0.5 for all classes, as there is no held-out part to choose them by (eval_split_name)"]
         if evaluate is not None and evaluate():
-            self.thresholds = choose_thresholds(*arrays(self.last))
+            scores, truth = arrays(self.last)
+            self.thresholds = choose_thresholds(scores, truth)
             self.config.thresholds = self.thresholds
-            listed = ", ".join(f"{name} {value:g}" for name, value in list(zip(self.classes, self.thresholds))[:20])
-            more = ", ..." if len(self.classes) > 20 else ""
-            note = f"thresholds, chosen on the held-out part (F1 of each class): {listed}{more}"
-        say(note)
-        return [note]
+            listed = [f"{name} {value:g}" for name, value in zip(self.classes, self.thresholds)]
+            notes = [f"thresholds, chosen on the held-out part (F1 of each class): {first(listed)}"]
+            few = [f"{name} ({count})" for name, count in zip(self.classes, truth.sum(0)) if count < FEW_CLIPS]
+            if few:
+                notes.append(f"heard in fewer than {FEW_CLIPS} held-out clips, so its threshold is luck: {first(few)}")
+        for note in notes:
+            say(note)
+        return notes
 
     def decided(self, scores: np.ndarray) -> list[str]:
         return [name for name, score, least in zip(self.classes, scores, self.thresholds) if score >= least]
@@ -250,6 +256,10 @@ class MultiLabel(Classification):
         rows = [f"{name} ({count})" for name, count in zip(self.classes, truth.sum(0))]
         title = f"{split}: by class, in brackets how many of {len(truth)} clips have it"
         return [figures.classes.bars_by_class(output_dir, f"by_class_{split}", title, rows, bars)]
+
+
+def first(words: list[str], limit: int = 20) -> str:
+    return ", ".join(words[:limit] + ["..."] * (len(words) > limit))
 
 
 def arrays(collected: list[dict]) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,6 +246,21 @@ def chords(sound, tmp_path):
             lines.append({"file_name": path.name, "on": names})
         path.with_name("metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path / "chords"
+
+
+def test_a_threshold_chosen_on_a_few_clips_is_doubted(rows_of, capsys):
+    task = make_task("classification", rows_of("label", ["often|seldom", "often"]), None)
+    task.config = SimpleNamespace()
+    truth = [[1, 1]] * 2 + [[1, 0]] * 3 + [[0, 0]] * 3
+
+    def evaluate() -> dict:
+        task.last = [{"scores": np.array(row) * 0.6 + 0.2, "reference": row} for row in truth]
+        return {"eval_map": 1.0}
+
+    chosen, doubt = task.settle(evaluate)
+    assert chosen.endswith("(F1 of each class): often 0.5, seldom 0.5")
+    assert doubt == "heard in fewer than 5 held-out clips, so its threshold is luck: seldom (2)"
+    assert doubt in capsys.readouterr().out and task.config.thresholds == [0.5, 0.5]
 
 
 def test_chords_are_taken_apart(chords, finetune_args, layer_norm_checkpoint, tmp_path, capsys):
